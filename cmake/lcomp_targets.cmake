@@ -1,0 +1,49 @@
+# The two libraries and the command-line tool.
+#   lcomp::math   core, linalg, quant, sparse, lowrank: mathematics on tensors, no model, no files
+#   lcomp::lcomp  everything
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+# Flags for our own code, kept off the exported targets.
+add_library(lcomp_build_flags INTERFACE)
+if(LCOMP_DEVELOPER)
+  target_compile_options(lcomp_build_flags INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror)
+endif()
+# No -ffast-math, and no contraction: the same source gives the same bytes on every machine.
+target_compile_options(lcomp_build_flags INTERFACE -ffp-contract=off)
+if(LCOMP_SANITIZE)
+  target_compile_options(lcomp_build_flags INTERFACE -fsanitize=${LCOMP_SANITIZE} -fno-omit-frame-pointer -g1)
+  target_link_options(lcomp_build_flags INTERFACE -fsanitize=${LCOMP_SANITIZE})
+endif()
+
+# Sources are found by folder, so that a new file needs no edit here.
+function(lcomp_sources out)
+  set(found)
+  foreach(folder IN LISTS ARGN)
+    file(GLOB_RECURSE in_folder CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${folder}/*.cpp)
+    list(APPEND found ${in_folder})
+  endforeach()
+  set(${out} ${found} PARENT_SCOPE)
+endfunction()
+
+lcomp_sources(math_sources core linalg quant sparse lowrank)
+add_library(lcomp_math STATIC ${math_sources})
+add_library(lcomp::math ALIAS lcomp_math)
+target_include_directories(lcomp_math
+  PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
+  PRIVATE ${PROJECT_SOURCE_DIR}/src)
+target_link_libraries(lcomp_math
+  PUBLIC torch
+  PRIVATE $<BUILD_INTERFACE:lcomp_build_flags> Eigen3::Eigen fmt::fmt Threads::Threads OpenMP::OpenMP_CXX lcomp_dnnl
+          PkgConfig::hwy PkgConfig::xxhash PkgConfig::openblas)
+target_precompile_headers(lcomp_math PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h)
+
+lcomp_sources(lcomp_sources io model calib distill eval pipeline report)
+add_library(lcomp STATIC ${lcomp_sources})
+add_library(lcomp::lcomp ALIAS lcomp)
+target_include_directories(lcomp PRIVATE ${PROJECT_SOURCE_DIR}/src)
+target_link_libraries(lcomp
+  PUBLIC lcomp_math
+  PRIVATE $<BUILD_INTERFACE:lcomp_build_flags> fmt::fmt nlohmann_json::nlohmann_json PkgConfig::pcre2
+          PkgConfig::utf8proc PkgConfig::xxhash PkgConfig::hwy Threads::Threads OpenMP::OpenMP_CXX)
+target_precompile_headers(lcomp REUSE_FROM lcomp_math)

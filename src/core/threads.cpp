@@ -1,0 +1,131 @@
+#include "lcomp/core/threads.h"
+
+#include <cblas.h>
+#include <omp.h>
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace lcomp {
+namespace {
+
+int available_processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+/// One parallel_for call: an index counter shared by the threads and the first failure by index.
+struct Loop {
+  const std::function<void(int64_t, int)>* piece = nullptr;
+  int64_t count = 0;
+  std::atomic<int64_t> next{0};
+  std::mutex failure_mutex;
+  int64_t failed_index = -1;
+  std::exception_ptr failure;
+
+  void run(int worker) {
+    for (int64_t i = next++; i < count; i = next++) {
+      try {
+        (*piece)(i, worker);
+      } catch (...) {
+        const std::lock_guard lock(failure_mutex);
+        if (failed_index < 0 || i < failed_index) {
+          failed_index = i;
+          failure = std::current_exception();
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+struct ThreadPool::State {
+  std::mutex mutex;
+  std::condition_variable work_ready;
+  std::condition_variable work_done;
+  Loop* loop = nullptr;
+  uint64_t generation = 0;
+  int busy = 0;
+  bool stopping = false;
+  std::vector<std::thread> workers;
+  int openblas_threads_before = 1;
+
+  void worker_main(int worker) {
+    omp_set_num_threads(1);
+    uint64_t seen = 0;
+    std::unique_lock lock(mutex);
+    while (true) {
+      work_ready.wait(lock, [&] { return stopping || generation != seen; });
+      if (stopping) return;
+      seen = generation;
+      Loop* mine = loop;
+      lock.unlock();
+      mine->run(worker);
+      lock.lock();
+      if (--busy == 0) work_done.notify_one();
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+  if (threads <= 0) threads = available_processors();
+  state_->openblas_threads_before = openblas_get_num_threads();
+  openblas_set_num_threads(1);
+  for (int w = 1; w < threads; ++w) state_->workers.emplace_back([this, w] { state_->worker_main(w); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stopping = true;
+  }
+  state_->work_ready.notify_all();
+  for (std::thread& worker : state_->workers) worker.join();
+  openblas_set_num_threads(state_->openblas_threads_before);
+}
+
+int ThreadPool::size() const {
+  return static_cast<int>(state_->workers.size()) + 1;
+}
+
+void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t, int)>& piece) {
+  if (count <= 0) return;
+  Loop loop;
+  loop.piece = &piece;
+  loop.count = count;
+  const int omp_threads_before = omp_get_max_threads();
+  omp_set_num_threads(1);
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->loop = &loop;
+    state_->busy = static_cast<int>(state_->workers.size());
+    ++state_->generation;
+  }
+  state_->work_ready.notify_all();
+  loop.run(0);
+  {
+    std::unique_lock lock(state_->mutex);
+    state_->work_done.wait(lock, [&] { return state_->busy == 0; });
+    state_->loop = nullptr;
+  }
+  omp_set_num_threads(omp_threads_before);
+  if (loop.failure) std::rethrow_exception(loop.failure);
+}
+
+void parallel_for(ThreadPool* pool, int64_t count, const std::function<void(int64_t, int)>& piece) {
+  if (pool != nullptr) {
+    pool->parallel_for(count, piece);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) piece(i, 0);
+}
+
+}  // namespace lcomp

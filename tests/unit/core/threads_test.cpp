@@ -1,0 +1,43 @@
+#include "lcomp/core/threads.h"
+
+#include <atomic>
+#include <catch2/catch.hpp>
+#include <stdexcept>
+#include <vector>
+
+using lcomp::ThreadPool;
+
+TEST_CASE("parallel_for runs every index exactly once at any number of threads", "[core][threads]") {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    std::vector<std::atomic<int>> hits(1000);
+    pool.parallel_for(1000, [&](int64_t i, int worker) {
+      REQUIRE(worker < threads);
+      ++hits[static_cast<size_t>(i)];
+    });
+    for (const auto& hit : hits) REQUIRE(hit == 1);
+  }
+}
+
+TEST_CASE("parallel_for rethrows the exception of the lowest failing index", "[core][threads]") {
+  ThreadPool pool(4);
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    try {
+      pool.parallel_for(100, [](int64_t i, int) {
+        if (i >= 10) throw std::runtime_error(std::to_string(i));
+      });
+      FAIL("nothing was thrown");
+    } catch (const std::runtime_error& error) {
+      REQUIRE(std::string(error.what()) == "10");
+    }
+  }
+}
+
+TEST_CASE("parallel_for without a pool runs on the calling thread", "[core][threads]") {
+  int sum = 0;
+  lcomp::parallel_for(nullptr, 5, [&](int64_t i, int worker) {
+    REQUIRE(worker == 0);
+    sum += static_cast<int>(i);
+  });
+  REQUIRE(sum == 10);
+}
