@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+/// Files that are either whole or absent.
+///
+/// Whoever is killed at any moment, and whatever the disk does, nothing half-written stands under a file's
+/// name: data goes to `<name>.tmp` in the same directory, then
+///   1. fsync of the temporary file (the data is on the disk),
+///   2. rename to the name (atomic within a directory),
+///   3. fsync of the directory (the new name is on the disk).
+/// Failing system calls throw `ResourceError` with the path and the system's words.
+namespace lcomp::io {
+
+class Descriptor;
+
+/// The whole content of a file.
+std::string read_file(const std::filesystem::path& path);
+
+/// Makes `path` hold exactly `bytes`, replacing what was there.
+void write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
+
+/// Makes `to` a copy of the bytes of `from`, replacing what was there.
+void copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to);
+
+/// A file that appears under its name only in `commit`. One writer per path at a time.
+class AtomicFile {
+ public:
+  /// Creates (or empties) `<path>.tmp`.
+  explicit AtomicFile(std::filesystem::path path);
+  /// Removes the temporary file when there was no `commit`.
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+
+  /// Bytes written so far.
+  uint64_t size() const { return size_; }
+
+  /// fsync, rename, fsync of the directory.
+  void commit();
+
+ private:
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;
+  std::unique_ptr<Descriptor> file_;
+  uint64_t size_ = 0;
+};
+
+/// Creates the directory and its parents where they do not exist.
+void create_directories(const std::filesystem::path& dir);
+
+/// Puts the names in a directory on the disk (fsync of the directory).
+void sync_directory(const std::filesystem::path& dir);
+
+/// Puts every file and directory below `dir`, then `dir` itself, on the disk.
+void sync_tree(const std::filesystem::path& dir);
+
+/// Bytes that this user may still write to the file system of `dir`.
+uint64_t available_bytes(const std::filesystem::path& dir);
+
+/// Throws `ResourceError` naming both figures when fewer than `needed` bytes are available in `dir`.
+void require_free_space(const std::filesystem::path& dir, uint64_t needed);
+
+}  // namespace lcomp::io

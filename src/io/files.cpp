@@ -1,0 +1,110 @@
+#include "lcomp/io/files.h"
+
+#include <fcntl.h>
+#include <sys/statvfs.h>
+
+#include <cstdio>
+
+#include "io/descriptor.h"
+#include "lcomp/core/error.h"
+
+namespace lcomp::io {
+namespace {
+
+constexpr size_t kCopyBytes = size_t{1} << 20;
+
+std::filesystem::path directory_of(const std::filesystem::path& path) {
+  const std::filesystem::path parent = path.parent_path();
+  return parent.empty() ? std::filesystem::path(".") : parent;
+}
+
+}  // namespace
+
+std::string read_file(const std::filesystem::path& path) {
+  const Descriptor file = open_file(path, O_RDONLY);
+  std::string content(file_size(file, path), '\0');
+  read_all(file, path, 0, std::as_writable_bytes(std::span(content)));
+  return content;
+}
+
+void write_file_atomic(const std::filesystem::path& path, std::string_view bytes) {
+  AtomicFile file(path);
+  file.write(bytes);
+  file.commit();
+}
+
+void copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to) {
+  const Descriptor source = open_file(from, O_RDONLY);
+  const uint64_t size = file_size(source, from);
+  AtomicFile target(to);
+  std::vector<std::byte> buffer(std::min<uint64_t>(size, kCopyBytes));
+  for (uint64_t done = 0; done < size;) {
+    const auto piece = std::span(buffer).first(std::min<uint64_t>(buffer.size(), size - done));
+    read_all(source, from, done, piece);
+    target.write(piece);
+    done += piece.size();
+  }
+  target.commit();
+}
+
+AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
+  temporary_ = path_;
+  temporary_ += ".tmp";
+  Descriptor file = open_file(temporary_, O_WRONLY | O_CREAT | O_TRUNC);
+  file_ = std::make_unique<Descriptor>(std::move(file));
+}
+
+AtomicFile::~AtomicFile() {
+  if (file_->valid()) ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::write(std::span<const std::byte> bytes) {
+  if (!file_->valid()) throw InvalidArgument("AtomicFile::write", "must come before commit; it came after");
+  write_all(*file_, path_, bytes);
+  size_ += bytes.size();
+}
+
+void AtomicFile::commit() {
+  if (!file_->valid()) throw InvalidArgument("AtomicFile::commit", "must be called once; it came again");
+  sync_file(*file_, path_);
+  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) throw_system_error(path_, "given its name");
+  file_->reset();
+  sync_directory(directory_of(path_));
+}
+
+void create_directories(const std::filesystem::path& dir) {
+  std::error_code error;
+  std::filesystem::create_directories(dir, error);
+  if (error) throw ResourceError(dir.string(), "the directory must be created; " + error.message());
+}
+
+void sync_directory(const std::filesystem::path& dir) {
+  sync_file(open_file(dir, O_RDONLY | O_DIRECTORY), dir);
+}
+
+void sync_tree(const std::filesystem::path& dir) {
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir)) {
+    if (entry.is_symlink()) continue;
+    if (entry.is_directory()) {
+      sync_directory(entry.path());
+    } else if (entry.is_regular_file()) {
+      sync_file(open_file(entry.path(), O_RDONLY), entry.path());
+    }
+  }
+  sync_directory(dir);
+}
+
+uint64_t available_bytes(const std::filesystem::path& dir) {
+  struct statvfs status {};
+  if (::statvfs(dir.c_str(), &status) != 0) throw_system_error(dir, "on a file system that can be examined");
+  return static_cast<uint64_t>(status.f_bavail) * status.f_frsize;
+}
+
+void require_free_space(const std::filesystem::path& dir, uint64_t needed) {
+  const uint64_t available = available_bytes(dir);
+  if (available < needed)
+    throw ResourceError(dir.string(),
+                        fmt::format("the disk must have {} bytes free; {} are available", needed, available));
+}
+
+}  // namespace lcomp::io
