@@ -1,0 +1,116 @@
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/ArrayRef.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "lcomp/core/options.h"
+
+namespace lcomp::quant {
+
+/// How a symmetric scale follows from m = max |w| of a group. All store signed codes with zero point 0, in
+/// [-2^(b-1), 2^(b-1) - 1].
+enum class SymmetricConvention {
+  kMidRange,       ///< compressed-tensors: s = m / ((2^b - 1) / 2); an all-zero group gets the type's epsilon
+  kFullRange,      ///< GPTQ's formula, (m - -m) / (2^b - 1), for every group; an all-zero group gets m = 1
+  kFullRangeGptq,  ///< as the GPTQ authors' code: a group without negatives gets s = m / (2^b - 1), which
+                   ///< clips everything above about m / 2. For parity with that code only
+  kRestricted,  ///< SmoothQuant, AWQ, QuaRot: s = max(m, 1e-5) / (2^(b-1) - 1); the lowest code is not needed
+};
+
+/// Which range an asymmetric grid covers.
+enum class AsymmetricConvention {
+  kExtended,  ///< [min(min w, 0), max(max w, 0)]: zero is exact (GPTQ, QuaRot, compressed-tensors)
+  kRaw,       ///< [min w, max w] with a zero point clamped to the codes (AWQ)
+};
+
+/// What shares one scale.
+enum class Granularity {
+  kTensor,   ///< the whole matrix
+  kChannel,  ///< a row (output channel)
+  kGroup,    ///< `group_size` consecutive columns of a row
+};
+
+/// How the range of a group is chosen.
+enum class RangeRule {
+  kMinMax,  ///< the exact range
+  kMse,     ///< the shrunk range with the least sum |w - w^|^mse_exponent over a grid of shrink factors
+};
+
+/// The floating-point type that scales are stored in. Codes are computed with the scale after this rounding.
+enum class ScaleDtype {
+  kModel,  ///< that of the weight
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+};
+
+/// A uniform grid for a weight matrix `[out, in]`: w^ = (q - z) s with integer codes q of `bits` bits.
+/// A value, shared by every method that rounds to such a grid.
+struct QuantScheme {
+  int64_t bits = 4;
+  bool symmetric = true;
+  Granularity granularity = Granularity::kGroup;
+  int64_t group_size = 128;
+  SymmetricConvention symmetric_convention = SymmetricConvention::kMidRange;
+  AsymmetricConvention asymmetric_convention = AsymmetricConvention::kExtended;
+  RangeRule range = RangeRule::kMinMax;
+  int64_t mse_steps = 80;
+  double mse_exponent = 2.4;
+  ScaleDtype scale_dtype = ScaleDtype::kModel;
+
+  void visit(FieldVisitor& v);
+
+  /// Throws InvalidArgument("[where] ...") unless every field lies in its range and the scheme fits a matrix
+  /// of `shape` [out, in]. `where` is the calling method ("gptq"), `name` the operator ("" when it has none).
+  void validate(c10::IntArrayRef shape, std::string_view where, std::string_view name = {}) const;
+
+  /// Columns that share a scale: group_size, or all `in` of them.
+  int64_t columns_per_group(int64_t in) const { return granularity == Granularity::kGroup ? group_size : in; }
+  /// Columns of the matrix of scales: in / group_size, or 1.
+  int64_t groups(int64_t in) const { return in / columns_per_group(in); }
+  /// Rows of the matrix of scales: out, or 1 when one scale serves the whole matrix.
+  int64_t scale_rows(int64_t out) const { return granularity == Granularity::kTensor ? 1 : out; }
+
+  /// Smallest and largest signed code, -2^(b-1) and 2^(b-1) - 1.
+  int lowest_code() const { return -(1 << (bits - 1)); }
+  int highest_code() const { return (1 << (bits - 1)) - 1; }
+
+  /// The type of the scales of a weight of type `weight`.
+  c10::ScalarType scale_type(c10::ScalarType weight) const;
+
+  /// "int4 symmetric, groups of 64".
+  std::string describe() const;
+};
+
+}  // namespace lcomp::quant
+
+namespace lcomp {
+
+template <>
+struct EnumNames<quant::SymmetricConvention> {
+  static constexpr std::array<std::string_view, 4> names = {"mid_range", "full_range", "full_range_gptq",
+                                                            "restricted"};
+};
+template <>
+struct EnumNames<quant::AsymmetricConvention> {
+  static constexpr std::array<std::string_view, 2> names = {"extended", "raw"};
+};
+template <>
+struct EnumNames<quant::Granularity> {
+  static constexpr std::array<std::string_view, 3> names = {"tensor", "channel", "group"};
+};
+template <>
+struct EnumNames<quant::RangeRule> {
+  static constexpr std::array<std::string_view, 2> names = {"min_max", "mse"};
+};
+template <>
+struct EnumNames<quant::ScaleDtype> {
+  static constexpr std::array<std::string_view, 4> names = {"model", "float32", "float16", "bfloat16"};
+};
+
+}  // namespace lcomp

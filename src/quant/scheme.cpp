@@ -1,0 +1,104 @@
+#include "lcomp/quant/scheme.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "lcomp/core/error.h"
+
+namespace lcomp::quant {
+namespace {
+
+/// Fields that `visit` bounds are checked by visiting them, so that the ranges stand in one place.
+class RangeCheck final : public FieldVisitor {
+ public:
+  explicit RangeCheck(std::string_view where) : where_(where) {}
+
+  void field(std::string_view, bool&, std::string_view) override {}
+  void field(std::string_view name, int64_t& value, Range range, std::string_view) override {
+    check(name, static_cast<double>(value), range);
+  }
+  void field(std::string_view name, double& value, Range range, std::string_view) override {
+    check(name, value, range);
+  }
+  void field(std::string_view, std::string&, std::string_view) override {}
+  void field(std::string_view, std::vector<std::string>&, std::string_view) override {}
+  void choice(std::string_view, size_t&, const std::vector<std::string_view>&, std::string_view) override {}
+  void object(std::string_view, std::string_view, const std::function<void(FieldVisitor&)>& visit) override {
+    visit(*this);
+  }
+
+ private:
+  void check(std::string_view name, double value, Range range) const {
+    if (value >= range.min && value <= range.max) return;
+    throw InvalidArgument(
+        std::string(where_),
+        std::isinf(range.max)
+            ? fmt::format("{} must be at least {}; received {}", name, range.min, value)
+            : fmt::format("{} must be in [{}, {}]; received {}", name, range.min, range.max, value));
+  }
+
+  std::string_view where_;
+};
+
+}  // namespace
+
+void QuantScheme::visit(FieldVisitor& v) {
+  v.field("bits", bits, {2, 8}, "bits of a code");
+  v.field("symmetric", symmetric, "zero point fixed at 0 (else one integer zero point per group)");
+  v.field("granularity", granularity,
+          "what shares one scale: the tensor, an output channel, a group of columns");
+  v.field("group_size", group_size, {1},
+          "consecutive input columns that share one scale (granularity group)");
+  v.field("symmetric_convention", symmetric_convention,
+          "how a symmetric scale follows from the largest value");
+  v.field("asymmetric_convention", asymmetric_convention,
+          "range of an asymmetric grid: extended to contain 0, or the raw minimum and maximum");
+  v.field("range", range, "range of a group: exact (min_max), or shrunk to the least error (mse)");
+  v.field("mse_steps", mse_steps, {1, 100}, "shrink factors tried by range mse: 1, 0.99, 0.98, ...");
+  v.field("mse_exponent", mse_exponent, {0.1, 10}, "exponent of the error that range mse minimises");
+  v.field("scale_dtype", scale_dtype, "stored type of the scales; codes are computed with the rounded scale");
+}
+
+void QuantScheme::validate(c10::IntArrayRef shape, std::string_view where, std::string_view name) const {
+  RangeCheck check(where);
+  QuantScheme(*this).visit(check);
+  const std::string of = name.empty() ? "" : fmt::format(" of '{}'", name);
+  if (shape.size() != 2) {
+    throw InvalidArgument(
+        std::string(where),
+        fmt::format("the weight{} must be a matrix [out, in]; received {} dimensions", of, shape.size()));
+  }
+  if (shape[0] < 1 || shape[1] < 1) {
+    throw InvalidArgument(
+        std::string(where),
+        fmt::format("the weight{} must not be empty; received shape [{}, {}]", of, shape[0], shape[1]));
+  }
+  if (granularity == Granularity::kGroup && shape[1] % group_size != 0) {
+    throw InvalidArgument(
+        std::string(where),
+        fmt::format("group_size must divide the {} input columns{}; received {}", shape[1], of, group_size));
+  }
+}
+
+c10::ScalarType QuantScheme::scale_type(c10::ScalarType weight) const {
+  switch (scale_dtype) {
+    case ScaleDtype::kFloat32:
+      return c10::kFloat;
+    case ScaleDtype::kFloat16:
+      return c10::kHalf;
+    case ScaleDtype::kBFloat16:
+      return c10::kBFloat16;
+    case ScaleDtype::kModel:
+      break;
+  }
+  return weight;
+}
+
+std::string QuantScheme::describe() const {
+  const std::string grid = fmt::format("int{} {}", bits, symmetric ? "symmetric" : "asymmetric");
+  if (granularity == Granularity::kGroup) return fmt::format("{}, groups of {}", grid, group_size);
+  return grid + (granularity == Granularity::kChannel ? ", per channel" : ", per tensor");
+}
+
+}  // namespace lcomp::quant
