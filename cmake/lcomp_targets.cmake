@@ -1,8 +1,8 @@
 # The two libraries and the command-line tool.
 #   lcomp::math   core, linalg, quant, sparse, lowrank: mathematics on tensors, no model, no files
 #   lcomp::lcomp  everything
+#   lcomp_cli     the program `lcomp`
 include(GNUInstallDirs)
-include(CMakePackageConfigHelpers)
 
 # Flags for our own code, kept off the exported targets.
 add_library(lcomp_build_flags INTERFACE)
@@ -12,11 +12,13 @@ endif()
 # No -ffast-math, and no contraction: the same source gives the same bytes on every machine.
 target_compile_options(lcomp_build_flags INTERFACE -ffp-contract=off)
 if(LCOMP_SANITIZE)
-  target_compile_options(lcomp_build_flags INTERFACE -fsanitize=${LCOMP_SANITIZE} -fno-omit-frame-pointer -g1)
+  # The instrumentation hides from GCC that variables are initialised: its warning would be wrong.
+  target_compile_options(lcomp_build_flags INTERFACE -fsanitize=${LCOMP_SANITIZE} -fno-sanitize-recover=all
+                         -fno-omit-frame-pointer -g1 -Wno-maybe-uninitialized)
   target_link_options(lcomp_build_flags INTERFACE -fsanitize=${LCOMP_SANITIZE})
 endif()
 
-# Sources are found by folder, so that a new file needs no edit here.
+# lcomp_sources(OUT FOLDER...): the sources below src/FOLDER, found by folder, so that a new file needs no edit here.
 function(lcomp_sources out)
   set(found)
   foreach(folder IN LISTS ARGN)
@@ -29,13 +31,14 @@ endfunction()
 lcomp_sources(math_sources core linalg quant sparse lowrank)
 add_library(lcomp_math STATIC ${math_sources})
 add_library(lcomp::math ALIAS lcomp_math)
+target_compile_features(lcomp_math PUBLIC cxx_std_20)
 target_include_directories(lcomp_math
   PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
   PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(lcomp_math
   PUBLIC torch
-  PRIVATE $<BUILD_INTERFACE:lcomp_build_flags> Eigen3::Eigen fmt::fmt Threads::Threads OpenMP::OpenMP_CXX lcomp_dnnl
-          PkgConfig::hwy PkgConfig::xxhash PkgConfig::openblas)
+  PRIVATE $<BUILD_INTERFACE:lcomp_build_flags> $<BUILD_INTERFACE:Eigen3::Eigen> fmt::fmt Threads::Threads
+          OpenMP::OpenMP_CXX lcomp_dnnl PkgConfig::hwy PkgConfig::xxhash PkgConfig::openblas)
 target_precompile_headers(lcomp_math PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h)
 
 lcomp_sources(lcomp_sources io model calib distill eval pipeline report)
@@ -44,6 +47,16 @@ add_library(lcomp::lcomp ALIAS lcomp)
 target_include_directories(lcomp PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(lcomp
   PUBLIC lcomp_math
-  PRIVATE $<BUILD_INTERFACE:lcomp_build_flags> fmt::fmt nlohmann_json::nlohmann_json PkgConfig::pcre2
+  PRIVATE $<BUILD_INTERFACE:lcomp_build_flags> $<BUILD_INTERFACE:nlohmann_json::nlohmann_json> fmt::fmt PkgConfig::pcre2
           PkgConfig::utf8proc PkgConfig::xxhash PkgConfig::hwy Threads::Threads OpenMP::OpenMP_CXX)
 target_precompile_headers(lcomp REUSE_FROM lcomp_math)
+
+lcomp_sources(cli_sources cli)
+if(cli_sources)
+  add_executable(lcomp_cli ${cli_sources})
+  set_target_properties(lcomp_cli PROPERTIES OUTPUT_NAME lcomp RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+  target_include_directories(lcomp_cli PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  target_compile_definitions(lcomp_cli PRIVATE LCOMP_VERSION="${PROJECT_VERSION}")
+  target_link_libraries(lcomp_cli PRIVATE lcomp lcomp_build_flags CLI11::CLI11 nlohmann_json::nlohmann_json fmt::fmt
+                        Threads::Threads)
+endif()
