@@ -78,17 +78,27 @@ void create_directories(const std::filesystem::path& dir) {
   if (error) throw ResourceError(dir.string(), "the directory must be created; " + error.message());
 }
 
+std::vector<std::filesystem::path> list_directory(const std::filesystem::path& dir) {
+  std::error_code error;
+  std::vector<std::filesystem::path> entries;
+  for (std::filesystem::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
+    entries.push_back(it->path());
+  if (error) throw ResourceError(dir.string(), "the directory must be listed; " + error.message());
+  std::sort(entries.begin(), entries.end());
+  return entries;
+}
+
 void sync_directory(const std::filesystem::path& dir) {
   sync_file(open_file(dir, O_RDONLY | O_DIRECTORY), dir);
 }
 
 void sync_tree(const std::filesystem::path& dir) {
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir)) {
-    if (entry.is_symlink()) continue;
-    if (entry.is_directory()) {
-      sync_directory(entry.path());
-    } else if (entry.is_regular_file()) {
-      sync_file(open_file(entry.path(), O_RDONLY), entry.path());
+  for (const auto& entry : list_directory(dir)) {
+    const auto status = std::filesystem::symlink_status(entry);
+    if (std::filesystem::is_directory(status)) {
+      sync_tree(entry);
+    } else if (std::filesystem::is_regular_file(status)) {
+      sync_file(open_file(entry, O_RDONLY), entry);
     }
   }
   sync_directory(dir);

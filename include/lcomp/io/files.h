@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 /// Files that are either whole or absent.
 ///
@@ -57,6 +58,9 @@ class AtomicFile {
 
 /// Creates the directory and its parents where they do not exist.
 void create_directories(const std::filesystem::path& dir);
+
+/// The entries of a directory, sorted by name.
+std::vector<std::filesystem::path> list_directory(const std::filesystem::path& dir);
 
 /// Puts the names in a directory on the disk (fsync of the directory).
 void sync_directory(const std::filesystem::path& dir);

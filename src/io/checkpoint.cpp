@@ -1,0 +1,239 @@
+#include "lcomp/io/checkpoint.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "io/checkpoint_index.h"
+#include "io/json_util.h"
+#include "lcomp/core/error.h"
+#include "lcomp/io/files.h"
+#include "lcomp/io/hash.h"
+#include "lcomp/io/safetensors.h"
+
+namespace lcomp::io {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kSingleFile = "model.safetensors";
+constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr uint64_t kHashPiece = uint64_t{1} << 20;
+
+/// Whether there is something that can be opened under this name.
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+/// Tensors of one or several safetensors files.
+class FileCheckpoint final : public Checkpoint {
+ public:
+  /// Every tensor of one file.
+  explicit FileCheckpoint(const fs::path& file) : where_(file.string()) {
+    const SafetensorsFile& opened = open(file);
+    for (const TensorInfo& info : opened.tensors()) home_.emplace(info.name, &opened);
+    list_names();
+  }
+
+  /// The tensors that the index in `dir` lists.
+  FileCheckpoint(const fs::path& dir, const CheckpointIndex& index) : where_(dir.string()) {
+    const std::string index_path = (dir / kIndexFile).string();
+    for (const auto& [tensor, file] : index.file_of_tensor) {
+      if (!files_.contains(file)) open_shard(dir / file, index_path);
+    }
+    for (const auto& [tensor, file] : index.file_of_tensor) {
+      const SafetensorsFile& shard = *files_.at(file);
+      if (!shard.contains(tensor))
+        throw CorruptFile(index_path, fmt::format("the tensor {} must be in {}; that file does not have it",
+                                                  quote_name(tensor), file));
+      home_.emplace(tensor, &shard);
+    }
+    check_unlisted();
+    list_names();
+    if (index.total_size && *index.total_size != total_bytes())
+      warnings_.push_back(fmt::format("[{}] total_size says {} bytes; the tensors have {}", index_path,
+                                      *index.total_size, total_bytes()));
+  }
+
+  const std::vector<std::string>& names() const override { return names_; }
+  bool contains(const std::string& name) const override { return home_.contains(name); }
+  const TensorInfo& info(const std::string& name) const override { return home(name).info(name); }
+  at::Tensor read(const std::string& name) const override { return home(name).read(name); }
+  at::Tensor read_as_float(const std::string& name) const override { return home(name).read_as_float(name); }
+  void read_bytes(const std::string& name, uint64_t offset, std::span<std::byte> out) const override {
+    home(name).read_bytes(name, offset, out);
+  }
+  std::string file_of(const std::string& name) const override { return home(name).path().string(); }
+  const std::vector<std::string>& warnings() const override { return warnings_; }
+
+  void warn(std::string text) { warnings_.push_back(std::move(text)); }
+
+ private:
+  const SafetensorsFile& open(const fs::path& file) {
+    auto opened = std::make_unique<SafetensorsFile>(file);
+    return *(files_[file.filename().string()] = std::move(opened));
+  }
+
+  void open_shard(const fs::path& file, const std::string& index_path) {
+    if (!is_there(file))
+      throw CorruptFile(index_path, fmt::format("the shard {} must exist; it is missing",
+                                                quote_name(file.filename().string())));
+    open(file);
+  }
+
+  /// Tensors that a shard has and the index does not give to it.
+  void check_unlisted() {
+    for (const auto& [file, shard] : files_) {
+      for (const TensorInfo& info : shard->tensors()) {
+        const auto listed = home_.find(info.name);
+        if (listed == home_.end()) {
+          warn(fmt::format("[{}] the tensor {} is not in the index and is ignored", shard->path().string(),
+                           quote_name(info.name)));
+        } else if (listed->second != shard.get()) {
+          check_twin(info.name, *listed->second, *shard);
+        }
+      }
+    }
+  }
+
+  void check_twin(const std::string& name, const SafetensorsFile& first, const SafetensorsFile& second) {
+    const TensorInfo& a = first.info(name);
+    const TensorInfo& b = second.info(name);
+    const auto bytes_a = first.raw(name);
+    const auto bytes_b = second.raw(name);
+    const bool equal = a.dtype == b.dtype && a.shape == b.shape &&
+                       std::equal(bytes_a.begin(), bytes_a.end(), bytes_b.begin(), bytes_b.end());
+    first.release(name);
+    second.release(name);
+    const std::string both =
+        fmt::format("{} and {}", first.path().filename().string(), second.path().filename().string());
+    if (!equal)
+      throw CorruptFile(where_, fmt::format("the tensor {} must be the same in {}; the contents differ",
+                                            quote_name(name), both));
+    warn(fmt::format("[{}] the tensor {} is stored twice, in {}", where_, quote_name(name), both));
+  }
+
+  void list_names() {
+    for (const auto& [name, file] : home_) names_.push_back(name);
+  }
+
+  const SafetensorsFile& home(const std::string& name) const {
+    const auto found = home_.find(name);
+    if (found == home_.end())
+      throw CorruptFile(where_, fmt::format("the checkpoint must have the tensor {}; it is not among its {}",
+                                            quote_name(name), names_.size()));
+    return *found->second;
+  }
+
+  std::string where_;
+  std::map<std::string, std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, const SafetensorsFile*> home_;
+  std::vector<std::string> names_;
+  std::vector<std::string> warnings_;
+};
+
+/// A directory without safetensors: say what is there instead.
+[[noreturn]] void refuse_directory(const fs::path& dir) {
+  std::string pickle;
+  std::string other;
+  for (const fs::path& entry : list_directory(dir)) {
+    const std::string name = entry.filename().string();
+    const std::string extension = entry.extension().string();
+    if (name.starts_with("pytorch_model") || extension == ".bin" || extension == ".pt" || extension == ".pth")
+      pickle = name;
+    if (extension == ".gguf" || extension == ".h5" || extension == ".msgpack" || extension == ".onnx" ||
+        extension == ".safetensors")
+      other = name;
+  }
+  const std::string wanted = fmt::format("the directory must have {} or {}; ", kSingleFile, kIndexFile);
+  if (!pickle.empty())
+    throw Unsupported(dir.string(),
+                      wanted + fmt::format("it has {}, a Python pickle, which is a program and is not "
+                                           "run: convert it to safetensors first",
+                                           pickle));
+  if (!other.empty()) throw Unsupported(dir.string(), wanted + "it has " + other);
+  throw CorruptFile(dir.string(), wanted + "it has no weights");
+}
+
+}  // namespace
+
+std::string Checkpoint::hash_of_tensor(const std::string& name) const {
+  const TensorInfo& tensor = info(name);
+  Hasher hasher;
+  hasher.add(describe(tensor));
+  std::vector<std::byte> buffer(std::min(tensor.bytes(), kHashPiece));
+  for (uint64_t done = 0; done < tensor.bytes();) {
+    const auto piece = std::span(buffer).first(std::min<uint64_t>(buffer.size(), tensor.bytes() - done));
+    read_bytes(name, done, piece);
+    hasher.add(piece.data(), piece.size());
+    done += piece.size();
+  }
+  return hasher.hex();
+}
+
+uint64_t Checkpoint::total_bytes() const {
+  uint64_t total = 0;
+  for (const std::string& name : names()) total += info(name).bytes();
+  return total;
+}
+
+CheckpointPtr open_checkpoint(const fs::path& path) {
+  if (!is_there(path)) throw CorruptFile(path.string(), "the model directory must exist; there is none");
+  if (!fs::is_directory(path)) return std::make_shared<FileCheckpoint>(path);
+  const bool has_index = is_there(path / kIndexFile);
+  if (is_there(path / kSingleFile)) {
+    auto checkpoint = std::make_shared<FileCheckpoint>(path / kSingleFile);
+    if (has_index)
+      checkpoint->warn(fmt::format("[{}] there is also {}, which is ignored", path.string(), kIndexFile));
+    return checkpoint;
+  }
+  if (!has_index) refuse_directory(path);
+  const fs::path index = path / kIndexFile;
+  return std::make_shared<FileCheckpoint>(path, parse_checkpoint_index(read_file(index), index.string()));
+}
+
+MemoryCheckpoint::MemoryCheckpoint(const std::map<std::string, at::Tensor>& tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor kept = tensor.detach().cpu().contiguous();
+    entries_.emplace(name, Entry{info_of(name, kept), kept});
+    names_.push_back(name);
+  }
+}
+
+const MemoryCheckpoint::Entry& MemoryCheckpoint::entry(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end())
+    throw CorruptFile("memory", fmt::format("the checkpoint must have the tensor {}; it is not among its {}",
+                                            quote_name(name), names_.size()));
+  return found->second;
+}
+
+const TensorInfo& MemoryCheckpoint::info(const std::string& name) const {
+  return entry(name).info;
+}
+
+at::Tensor MemoryCheckpoint::read(const std::string& name) const {
+  return entry(name).tensor.clone();
+}
+
+at::Tensor MemoryCheckpoint::read_as_float(const std::string& name) const {
+  const Entry& found = entry(name);
+  const auto source = [&](std::span<std::byte> out) { read_bytes(name, 0, out); };
+  return decode_as_float(found.info, source, "memory");
+}
+
+void MemoryCheckpoint::read_bytes(const std::string& name, uint64_t offset, std::span<std::byte> out) const {
+  const auto bytes = bytes_of(entry(name).tensor);
+  if (offset > bytes.size() || out.size() > bytes.size() - offset)
+    throw InvalidArgument("MemoryCheckpoint::read_bytes",
+                          fmt::format("the range must lie within the {} bytes of {}; it is [{}, {} + {})",
+                                      bytes.size(), quote_name(name), offset, offset, out.size()));
+  if (!out.empty()) std::memcpy(out.data(), bytes.data() + offset, out.size());
+}
+
+std::string MemoryCheckpoint::file_of(const std::string& name) const {
+  entry(name);
+  return "memory";
+}
+
+}  // namespace lcomp::io
