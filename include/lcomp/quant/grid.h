@@ -1,0 +1,42 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string_view>
+
+#include "lcomp/core/threads.h"
+#include "lcomp/quant/scheme.h"
+
+namespace lcomp::quant {
+
+/// The grid of a matrix [out, in]: what w^ = (q - z) s needs besides the codes.
+struct Grid {
+  at::Tensor scale;  ///< [out, groups] ([1, 1] per tensor) in the type that scales are stored in
+  at::Tensor zero;   ///< int8, same shape: signed zero points; undefined when symmetric
+};
+
+/// Chooses scales and zero points for `weight` [out, in] of any floating-point type.
+///
+/// Everything is computed in float64. For each group with range [lo, hi] (see the conventions in scheme.h):
+/// s = (hi - lo) / levels, rounded to its storage type; z = clamp(round(-lo / s)) - 2^(b-1), or 0 when
+/// symmetric. Range kMse tries p = 1, 0.99, ... (`mse_steps` of them) on p lo, p hi and keeps the first with
+/// the least sum |w^ - w|^mse_exponent. Zero points are signed, one less bit than the unsigned ones of the
+/// papers.
+///
+/// Cost O(out in), times mse_steps for kMse. Rows are independent, except per tensor.
+/// Throws InvalidArgument("[where] ...") when the scheme does not fit or the weight has NaN or infinity, and
+/// NumericalError when a scale overflows its storage type.
+Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_view where = "fit_grid",
+              ThreadPool* pool = nullptr);
+
+/// The codes of `weight` on a grid: q = clamp(round(w / s) + z), halves to even; int8 [out, in].
+at::Tensor quantize(const at::Tensor& weight, const Grid& grid, const QuantScheme& scheme,
+                    ThreadPool* pool = nullptr);
+
+/// (q - z) s as float64 [out, in], for a grid in plain column order.
+at::Tensor dequantize(const at::Tensor& codes, const Grid& grid);
+
+/// Throws InvalidArgument("[where] ...") naming the first element of `weight` that is NaN or infinite.
+void check_finite(const at::Tensor& weight, std::string_view where);
+
+}  // namespace lcomp::quant

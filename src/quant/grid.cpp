@@ -1,0 +1,126 @@
+#include "lcomp/quant/grid.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "lcomp/core/dtype.h"
+#include "lcomp/core/error.h"
+#include "quant/panel.h"
+#include "quant/range.h"
+
+namespace lcomp::quant {
+namespace {
+
+Grid empty_grid(const at::Tensor& weight, const QuantScheme& scheme) {
+  const std::vector<int64_t> shape = {scheme.scale_rows(weight.size(0)), scheme.groups(weight.size(1))};
+  Grid grid;
+  grid.scale = at::empty(shape, at::TensorOptions(scheme.scale_type(weight.scalar_type())));
+  if (!scheme.symmetric) grid.zero = at::empty(shape, at::kChar);
+  return grid;
+}
+
+/// Sum of |w^ - w|^p over the matrix when one (scale, zero) serves all of it; rows in order.
+double tensor_error(const at::Tensor& weight, const QuantScheme& scheme, double scale, double zero,
+                    std::vector<double>& panel) {
+  const std::vector<double> scales(kPanelRows, scale), zeros(kPanelRows, zero);
+  double error[kPanelRows], total = 0;
+  for (int64_t first = 0; first < weight.size(0); first += kPanelRows) {
+    load_panel(weight, first, {}, panel.data());
+    kernels::row_error(panel.data(), weight.size(1), scales.data(), zeros.data(), scheme.lowest_code(),
+                       scheme.highest_code(), scheme.mse_exponent, error);
+    const int64_t rows = std::min(kPanelRows, weight.size(0) - first);
+    for (int64_t r = 0; r < rows; ++r) total += error[r];
+  }
+  return total;
+}
+
+/// One scale for the whole matrix.
+Grid fit_tensor(const at::Tensor& weight, const QuantScheme& scheme) {
+  Grid grid = empty_grid(weight, scheme);
+  const at::ScalarType type = grid.scale.scalar_type();
+  const GroupRange range = convention_range(scheme, weight.min().to(at::kDouble).item<double>(),
+                                            weight.max().to(at::kDouble).item<double>());
+  double scale = 0, zero = 0;
+  grid_point(scheme, type, range, 1.0, scale, zero);
+  if (scheme.range == RangeRule::kMse) {
+    std::vector<double> panel(static_cast<size_t>(weight.size(1) * kPanelRows));
+    double least = std::numeric_limits<double>::infinity();
+    for (int64_t step = 0; step < scheme.mse_steps; ++step) {
+      double tried_scale = 0, tried_zero = 0;
+      grid_point(scheme, type, range, shrink_factor(step), tried_scale, tried_zero);
+      const double error = tensor_error(weight, scheme, tried_scale, tried_zero, panel);
+      if (!(error < least)) continue;
+      least = error;
+      scale = tried_scale;
+      zero = tried_zero;
+    }
+  }
+  grid.scale.fill_(scale);
+  if (grid.zero.defined()) grid.zero.fill_(zero);
+  return grid;
+}
+
+}  // namespace
+
+void check_finite(const at::Tensor& weight, std::string_view where) {
+  // A sum meets every element and is finite only if they all are (or overflows, which the slow way settles).
+  if (std::isfinite(weight.sum(at::kDouble).item<double>())) return;
+  const at::Tensor bad = at::isfinite(weight).logical_not();
+  if (!bad.any().item<bool>()) return;
+  const int64_t index = bad.flatten().to(at::kByte).argmax().item<int64_t>(), in = weight.size(1);
+  throw InvalidArgument(
+      std::string(where),
+      fmt::format("the weight must be finite; received {} at [{}, {}]",
+                  weight[index / in][index % in].to(at::kDouble).item<double>(), index / in, index % in));
+}
+
+Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_view where, ThreadPool* pool) {
+  scheme.validate(weight.sizes(), where);
+  if (!weight.is_floating_point()) {
+    throw InvalidArgument(std::string(where),
+                          fmt::format("the weight must be of a floating-point type; received {}",
+                                      dtype_name(weight.scalar_type())));
+  }
+  check_finite(weight, where);
+  if (scheme.granularity == Granularity::kTensor) return fit_tensor(weight, scheme);
+
+  Grid grid = empty_grid(weight, scheme);
+  const int64_t in = weight.size(1), groups = scheme.groups(in), width = scheme.columns_per_group(in);
+  parallel_for(pool, panel_count(weight.size(0)), [&](int64_t index, int) {
+    std::vector<double> panel(static_cast<size_t>(in * kPanelRows));
+    load_panel(weight, index * kPanelRows, {}, panel.data());
+    PanelGrid fitted(scheme, grid.scale.scalar_type(), groups);
+    for (int64_t g = 0; g < groups; ++g) fitted.fit(g, panel.data() + g * width * kPanelRows, width);
+    fitted.store(index * kPanelRows, grid);
+  });
+  return grid;
+}
+
+at::Tensor quantize(const at::Tensor& weight, const Grid& grid, const QuantScheme& scheme, ThreadPool* pool) {
+  at::Tensor codes = at::empty(weight.sizes(), at::kChar);
+  const int64_t in = weight.size(1), width = scheme.columns_per_group(in);
+  parallel_for(pool, panel_count(weight.size(0)), [&](int64_t index, int) {
+    std::vector<double> panel(static_cast<size_t>(in * kPanelRows)), decoded(kPanelRows);
+    std::vector<int8_t> panel_codes(static_cast<size_t>(in * kPanelRows));
+    load_panel(weight, index * kPanelRows, {}, panel.data());
+    PanelGrid rows(scheme, grid.scale.scalar_type(), scheme.groups(in));
+    rows.load(grid, index * kPanelRows);
+    for (int64_t j = 0; j < in; ++j) {
+      rows.encode(j / width, panel.data() + j * kPanelRows, panel_codes.data() + j * kPanelRows,
+                  decoded.data());
+    }
+    store_codes(panel_codes, index * kPanelRows, {}, codes);
+  });
+  return codes;
+}
+
+at::Tensor dequantize(const at::Tensor& codes, const Grid& grid) {
+  const int64_t out = codes.size(0), in = codes.size(1), groups = grid.scale.size(1);
+  at::Tensor q = codes.to(at::kDouble).reshape({out, groups, in / groups});
+  if (grid.zero.defined()) q.sub_(grid.zero.to(at::kDouble).unsqueeze(2));
+  return q.mul_(grid.scale.to(at::kDouble).unsqueeze(2)).reshape({out, in});
+}
+
+}  // namespace lcomp::quant

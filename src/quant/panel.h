@@ -1,0 +1,58 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "lcomp/quant/grid.h"
+#include "lcomp/quant/scheme.h"
+#include "quant/panel_kernels.h"
+
+namespace lcomp::quant {
+
+/// Number of panels that hold `rows` rows.
+inline int64_t panel_count(int64_t rows) {
+  return (rows + kPanelRows - 1) / kPanelRows;
+}
+
+/// Rows [first_row, first_row + kPanelRows) of `weight` as a panel: column j of the panel is column order[j]
+/// of the weight (or j when `order` is empty). `panel` holds in x kPanelRows elements.
+void load_panel(const at::Tensor& weight, int64_t first_row, const std::vector<int64_t>& order,
+                double* panel);
+
+/// The inverse for codes: panel column j goes to column order[j] of `codes`, an int8 matrix [out, in].
+void store_codes(const std::vector<int8_t>& panel, int64_t first_row, const std::vector<int64_t>& order,
+                 at::Tensor& codes);
+
+/// Scales and zero points of the rows of one panel, group after group.
+class PanelGrid {
+ public:
+  /// `scale_type` is the storage type that scales are rounded to.
+  PanelGrid(const QuantScheme& scheme, at::ScalarType scale_type, int64_t groups);
+
+  /// Fits every row of `group` on `count` columns of a panel.
+  void fit(int64_t group, const double* columns, int64_t count);
+
+  /// Copies rows [first_row, first_row + kPanelRows) of a grid that exists.
+  void load(const Grid& grid, int64_t first_row);
+  /// Writes the rows to a grid [out, groups].
+  void store(int64_t first_row, Grid& grid) const;
+
+  void encode(int64_t group, const double* values, int8_t* codes, double* decoded) const {
+    kernels::encode_column(values, scale(group), zero(group), scheme_.lowest_code(), scheme_.highest_code(),
+                           codes, decoded);
+  }
+
+  const double* scale(int64_t group) const { return scale_.data() + group * kPanelRows; }
+  const double* zero(int64_t group) const { return zero_.data() + group * kPanelRows; }
+
+ private:
+  QuantScheme scheme_;
+  at::ScalarType scale_type_;
+  int64_t groups_;
+  std::vector<double> scale_;
+  std::vector<double> zero_;
+};
+
+}  // namespace lcomp::quant

@@ -1,0 +1,12 @@
+#include "lcomp/quant/rtn.h"
+
+#include "lcomp/quant/grid.h"
+
+namespace lcomp::quant {
+
+QuantizedWeight rtn(const at::Tensor& weight, const QuantScheme& scheme, ThreadPool* pool) {
+  const Grid grid = fit_grid(weight, scheme, "rtn", pool);
+  return {scheme, quantize(weight, grid, scheme, pool), grid.scale, grid.zero};
+}
+
+}  // namespace lcomp::quant
