@@ -127,7 +127,7 @@ TEST_CASE("stored tensors that disagree are refused by the tensor's name", "[qua
   };
   REQUIRE(text([](PackedTensors&) {}) == "nothing was thrown");
 
-  REQUIRE(text([](PackedTensors& t) { t.shape = {}; }) ==
+  REQUIRE(text([](PackedTensors& t) { t.shape.reset(); }) ==
           "[layers.0.q.weight_shape] a packed weight must have its shape; the tensor is missing");
   REQUIRE(text([](PackedTensors& t) { t.shape = at::ones({3}, at::kLong); }) ==
           "[layers.0.q.weight_shape] must hold two integers, out and in; it has [3] of int64");
@@ -135,13 +135,13 @@ TEST_CASE("stored tensors that disagree are refused by the tensor's name", "[qua
             t.shape = at::tensor({6, -32}, at::kLong);
           }) == "[layers.0.q.weight_shape] out and in must be positive and below 2^31; they are 6 and -32");
 
-  REQUIRE(text([](PackedTensors& t) { t.packed = {}; }) ==
+  REQUIRE(text([](PackedTensors& t) { t.packed.reset(); }) ==
           "[layers.0.q.weight_packed] a packed weight must have its codes; the tensor is missing");
   REQUIRE(text([](PackedTensors& t) { t.packed = t.packed.narrow(1, 0, 3); }) ==
           "[layers.0.q.weight_packed] must be [6, 4] of int32, as weight_shape and 4 bits ask; it has [6, 3] "
           "of int32");
 
-  REQUIRE(text([](PackedTensors& t) { t.scale = {}; }) ==
+  REQUIRE(text([](PackedTensors& t) { t.scale.reset(); }) ==
           "[layers.0.q.weight_scale] a packed weight must have its scales; the tensor is missing");
   REQUIRE(
       text([](PackedTensors& t) {
@@ -149,10 +149,11 @@ TEST_CASE("stored tensors that disagree are refused by the tensor's name", "[qua
       }) ==
       "[layers.0.q.weight_scale] must be [6, 2] of a floating-point type, as 'int4 asymmetric, groups of 16' "
       "asks; it has [6, 3] of float32");
-  REQUIRE(text([](PackedTensors& t) { t.scale[1][1] = std::numeric_limits<float>::infinity(); }) ==
-          "[layers.0.q.weight_scale] scales must be finite; one is not");
+  REQUIRE(text([](PackedTensors& t) {
+            t.scale = at::full({6, 2}, std::numeric_limits<float>::infinity());
+          }) == "[layers.0.q.weight_scale] scales must be finite; one is not");
 
-  REQUIRE(text([](PackedTensors& t) { t.zero_point = {}; }) ==
+  REQUIRE(text([](PackedTensors& t) { t.zero_point.reset(); }) ==
           "[layers.0.q.weight_zero_point] an asymmetric scheme must have zero points; the tensor is missing");
   REQUIRE(text([](PackedTensors& t) {
             t.zero_point = at::zeros({2, 2}, at::kInt);
