@@ -37,6 +37,10 @@ class FieldVisitor {
   virtual void field(std::string_view name, double& value, Range range, std::string_view help) = 0;
   virtual void field(std::string_view name, std::string& value, std::string_view help) = 0;
   virtual void field(std::string_view name, std::vector<std::string>& value, std::string_view help) = 0;
+  /// A size in bytes, for which job files may say "4GB" or "512MiB" (core/bytes.h).
+  virtual void bytes(std::string_view name, int64_t& value, std::string_view help) {
+    field(name, value, Range{0}, help);
+  }
   /// A value out of a closed list of names; `value` is the position in it.
   virtual void choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
                       std::string_view help) = 0;

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "lcomp/core/options.h"
+
+namespace lcomp::pipeline {
+
+/// The settings of one method, as a job file gives them.
+struct PassOptions {
+  virtual ~PassOptions() = default;
+  /// Shows every field, by its name in job files.
+  virtual void visit(FieldVisitor& v) = 0;
+  virtual std::unique_ptr<PassOptions> clone() const = 0;
+};
+
+/// Plain option structs (each with `void visit(FieldVisitor&)`) as the settings of a pass; their fields stand
+/// side by side in the job file. `PassOptionsOf<QuantScheme, GptqOptions>` needs no further code.
+template <class... Structs>
+struct PassOptionsOf final : PassOptions {
+  std::tuple<Structs...> values;
+
+  template <class T>
+  T& get() {
+    return std::get<T>(values);
+  }
+  template <class T>
+  const T& get() const {
+    return std::get<T>(values);
+  }
+
+  void visit(FieldVisitor& v) override { (std::get<Structs>(values).visit(v), ...); }
+  std::unique_ptr<PassOptions> clone() const override { return std::make_unique<PassOptionsOf>(*this); }
+};
+
+/// One row of the table of methods.
+struct MethodInfo {
+  std::string name;     ///< as in job files: "gptq"
+  std::string summary;  ///< one line for `lcomp list`
+  /// Whether a job with this method must have a calibration text.
+  bool needs_calibration = false;
+  std::function<std::unique_ptr<PassOptions>()> default_options;
+};
+
+/// The methods that job files can name, in the order in which they were added.
+class MethodTable {
+ public:
+  /// Throws `InvalidArgument` when the name is taken.
+  void add(MethodInfo method);
+
+  /// Null when there is no such method.
+  const MethodInfo* lookup(std::string_view name) const;
+
+  /// Throws `InvalidArgument` with the known names, and the nearest of them, when there is no such method.
+  const MethodInfo& find(std::string_view name) const;
+
+  const std::vector<MethodInfo>& methods() const { return methods_; }
+  std::vector<std::string> names() const;
+
+ private:
+  std::vector<MethodInfo> methods_;
+};
+
+}  // namespace lcomp::pipeline
