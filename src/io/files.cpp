@@ -7,6 +7,7 @@
 
 #include "io/descriptor.h"
 #include "lcomp/core/error.h"
+#include "lcomp/io/hash.h"
 
 namespace lcomp::io {
 namespace {
@@ -27,13 +28,19 @@ std::string read_file(const std::filesystem::path& path) {
   return content;
 }
 
-void write_file_atomic(const std::filesystem::path& path, std::string_view bytes) {
-  AtomicFile file(path);
-  file.write(bytes);
-  file.commit();
+FileRecord record_of(const std::filesystem::path& dir, const std::string& name) {
+  const std::filesystem::path path = dir / name;
+  const uint64_t bytes = file_size(open_file(path, O_RDONLY), path);
+  return {.name = name, .bytes = bytes, .hash = hash_of_file(path)};
 }
 
-void copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to) {
+FileRecord write_file_atomic(const std::filesystem::path& path, std::string_view bytes) {
+  AtomicFile file(path);
+  file.write(bytes);
+  return file.commit();
+}
+
+FileRecord copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to) {
   const Descriptor source = open_file(from, O_RDONLY);
   const uint64_t size = file_size(source, from);
   AtomicFile target(to);
@@ -44,14 +51,14 @@ void copy_file_atomic(const std::filesystem::path& from, const std::filesystem::
     target.write(piece);
     done += piece.size();
   }
-  target.commit();
+  return target.commit();
 }
 
 AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
   temporary_ = path_;
   temporary_ += ".tmp";
-  Descriptor file = open_file(temporary_, O_WRONLY | O_CREAT | O_TRUNC);
-  file_ = std::make_unique<Descriptor>(std::move(file));
+  file_ = std::make_unique<Descriptor>(open_file(temporary_, O_WRONLY | O_CREAT | O_TRUNC));
+  hasher_ = std::make_unique<Hasher>();
 }
 
 AtomicFile::~AtomicFile() {
@@ -61,21 +68,27 @@ AtomicFile::~AtomicFile() {
 void AtomicFile::write(std::span<const std::byte> bytes) {
   if (!file_->valid()) throw InvalidArgument("AtomicFile::write", "must come before commit; it came after");
   write_all(*file_, path_, bytes);
+  hasher_->add(bytes.data(), bytes.size());
   size_ += bytes.size();
 }
 
-void AtomicFile::commit() {
+FileRecord AtomicFile::commit() {
   if (!file_->valid()) throw InvalidArgument("AtomicFile::commit", "must be called once; it came again");
   sync_file(*file_, path_);
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) throw_system_error(path_, "given its name");
   file_->reset();
   sync_directory(directory_of(path_));
+  return {.name = path_.filename().string(), .bytes = size_, .hash = hasher_->hex()};
 }
 
-void create_directories(const std::filesystem::path& dir) {
+void make_directories(const std::filesystem::path& dir) {
   std::error_code error;
-  std::filesystem::create_directories(dir, error);
+  if (dir.empty() || std::filesystem::is_directory(dir, error)) return;
+  const std::filesystem::path parent = directory_of(dir);
+  make_directories(parent);
+  std::filesystem::create_directory(dir, error);
   if (error) throw ResourceError(dir.string(), "the directory must be created; " + error.message());
+  sync_directory(parent);
 }
 
 std::vector<std::filesystem::path> list_directory(const std::filesystem::path& dir) {

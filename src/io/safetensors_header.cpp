@@ -10,8 +10,6 @@
 namespace lcomp::io {
 namespace {
 
-constexpr const char* kMetadataKey = "__metadata__";
-
 /// LibTorch computes strides without checks, so the product of the non-zero dimensions must fit as well:
 /// [0, 2^40, 2^40] has no bytes and no valid strides.
 bool strides_fit(const std::vector<int64_t>& shape) {

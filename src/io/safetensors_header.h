@@ -12,6 +12,8 @@ namespace lcomp::io {
 
 /// The reference refuses longer headers.
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
+/// The one key of the header that is no tensor.
+constexpr const char* kMetadataKey = "__metadata__";
 
 struct SafetensorsHeader {
   std::vector<TensorInfo> tensors;  ///< in the order of their bytes

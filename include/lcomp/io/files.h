@@ -20,15 +20,28 @@
 namespace lcomp::io {
 
 class Descriptor;
+class Hasher;
+
+/// A whole file by content: what the journal and the job's record remember.
+struct FileRecord {
+  std::string name;  ///< path relative to a directory that the user of the record knows
+  uint64_t bytes = 0;
+  std::string hash;  ///< XXH3-128, see io/hash.h
+
+  bool operator==(const FileRecord&) const = default;
+};
+
+/// The record of `dir / name`, by reading it.
+FileRecord record_of(const std::filesystem::path& dir, const std::string& name);
 
 /// The whole content of a file.
 std::string read_file(const std::filesystem::path& path);
 
-/// Makes `path` hold exactly `bytes`, replacing what was there.
-void write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
+/// Makes `path` hold exactly `bytes`, replacing what was there. Returns the record, named by the file name.
+FileRecord write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
 
-/// Makes `to` a copy of the bytes of `from`, replacing what was there.
-void copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to);
+/// Makes `to` a copy of the bytes of `from`, replacing what was there. Returns its record.
+FileRecord copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to);
 
 /// A file that appears under its name only in `commit`. One writer per path at a time.
 class AtomicFile {
@@ -46,18 +59,19 @@ class AtomicFile {
   /// Bytes written so far.
   uint64_t size() const { return size_; }
 
-  /// fsync, rename, fsync of the directory.
-  void commit();
+  /// fsync, rename, fsync of the directory. Returns the record, named by the file name.
+  FileRecord commit();
 
  private:
   std::filesystem::path path_;
   std::filesystem::path temporary_;
   std::unique_ptr<Descriptor> file_;
+  std::unique_ptr<Hasher> hasher_;
   uint64_t size_ = 0;
 };
 
-/// Creates the directory and its parents where they do not exist.
-void create_directories(const std::filesystem::path& dir);
+/// Creates the directory and its parents where they do not exist, and puts their names on the disk.
+void make_directories(const std::filesystem::path& dir);
 
 /// The entries of a directory, sorted by name.
 std::vector<std::filesystem::path> list_directory(const std::filesystem::path& dir);

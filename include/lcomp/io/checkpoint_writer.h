@@ -1,0 +1,75 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "lcomp/core/weight.h"
+#include "lcomp/io/files.h"
+#include "lcomp/io/safetensors_writer.h"
+
+namespace lcomp::io {
+
+/// Writes a checkpoint block by block with the memory of one block, in a run that may be killed anywhere.
+///
+/// In the course of the run the tensors of a block are collected with `add` and stored with `commit_part` as
+/// one file below `<work_dir>/blocks`. At the end `finish` copies the bytes of all parts into shards:
+///
+///     add add add  commit_part("0000")   -> blocks/0000.safetensors
+///     add add      commit_part("0001")   -> blocks/0001.safetensors
+///     finish(out, shard_size)            -> out/model-00001-of-00002.safetensors ... and the index
+///     remove_parts()
+///
+/// After a restart, `adopt_part` takes a part that the journal vouches for in place of computing it again.
+/// `finish` leaves the parts alone and gives the same bytes when called again, so the caller first records
+/// that it is done, then removes the parts. The disk holds the checkpoint twice at that time.
+class CheckpointWriter final : public TensorSink {
+ public:
+  explicit CheckpointWriter(std::filesystem::path work_dir);
+
+  /// Takes a copy-free reference; the tensor must not change before `commit_part`. Throws `InvalidArgument`
+  /// when the name was added before, in this part or another.
+  void add(const std::string& name, const at::Tensor& tensor) override;
+
+  /// Stores what was added since the last part as part `part` ("0007"), atomically. The record's name is
+  /// relative to the working directory.
+  FileRecord commit_part(const std::string& part);
+
+  /// Counts the existing file of part `part` as stored, in place of `add` and `commit_part`.
+  void adopt_part(const std::string& part);
+
+  /// Stored bytes of all tensors in the parts so far.
+  uint64_t total_bytes() const { return total_bytes_; }
+
+  /// Writes all parts, in the order in which they came, as a checkpoint in `out_dir`: `model.safetensors`
+  /// when it takes at most `shard_size` bytes of tensors, else shards, filled greedily, and
+  /// `model.safetensors.index.json`. A tensor larger than `shard_size` gets a shard of its own. What was
+  /// added and not committed is an error. The records' names are relative to `out_dir`. Throws
+  /// `ResourceError` before writing when the disk is too small.
+  std::vector<FileRecord> finish(const std::filesystem::path& out_dir, uint64_t shard_size) const;
+
+  void remove_parts();
+
+ private:
+  struct PartTensor {
+    TensorInfo info;
+    size_t part;
+  };
+  using Shard = std::vector<PartTensor>;
+
+  std::filesystem::path part_path(size_t part) const;
+  std::vector<Shard> plan_shards(uint64_t shard_size) const;
+  FileRecord write_shard(const std::filesystem::path& path, const Shard& shard) const;
+
+  std::filesystem::path work_dir_;
+  std::vector<std::string> parts_;
+  NamedTensors pending_;
+  std::unordered_set<std::string> names_;
+  uint64_t total_bytes_ = 0;
+};
+
+}  // namespace lcomp::io
