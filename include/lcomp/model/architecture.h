@@ -1,0 +1,92 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lcomp::model {
+
+enum class Activation { kSilu, kGeluTanh };
+
+/// How a position becomes rotation angles (rotary position embedding, half-split pairs (i, i + dims/2)).
+struct RopeSpec {
+  enum class Type { kDefault, kLinear, kDynamic, kLlama3, kYarn };
+
+  Type type = Type::kDefault;
+  double theta = 10000.0;
+  int64_t dims = 0;  ///< elements of a head that are rotated
+  double factor = 1.0;
+  double original_max_positions = 0.0;
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;  ///< llama3
+  double beta_fast = 32.0, beta_slow = 1.0;              ///< yarn
+  bool truncate = true;                                  ///< yarn
+  double attention_scaling = 1.0;                        ///< multiplies cosines and sines
+
+  /// Angle per position of each of the `dims / 2` pairs, float32, for a sequence of `length` tokens (only the
+  /// dynamic type depends on it).
+  std::vector<float> inverse_frequencies(int64_t length) const;
+};
+
+/// One linear operator of a block, as the architecture knows it before any weight is read.
+struct OperatorInfo {
+  std::string name;  ///< tensor name without ".weight": "model.layers.3.mlp.up_proj"
+  std::string kind;  ///< last part of the name: "up_proj"
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  bool has_bias = false;
+};
+
+/// Operators that read the same activation: one calibration statistic serves them all.
+struct GroupInfo {
+  std::string name;               ///< "attention_input", "attention_output", "mlp_input", "mlp_output"
+  std::vector<size_t> operators;  ///< positions in the block's list of operators
+  std::string absorber;  ///< norm or operator that a scale of this input can be folded into; may be empty
+};
+
+/// The facts about a decoder of the Llama skeleton, as data: x += attention(norm1(x)); x += mlp(norm2(x)).
+/// Everything that differs between the families is a field; a family is a function from config.json to this
+/// struct.
+struct Architecture {
+  std::string family;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int64_t layers = 0;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t vocab_size = 0;
+  int64_t max_positions = 0;
+  double norm_eps = 1e-6;
+  Activation activation = Activation::kSilu;
+  bool qkv_bias = false;
+  bool output_bias = false;
+  bool mlp_bias = false;
+  bool qk_norm = false;  ///< RMSNorm over every query and key head before rotation
+  bool tied_embeddings = false;
+  RopeSpec rope;
+  std::vector<int64_t> windows;  ///< per layer: keys a token sees, itself included; 0 = all
+  std::string stored_dtype;      ///< what config.json says; informational
+
+  std::string block_prefix(int64_t block) const { return "model.layers." + std::to_string(block) + "."; }
+  std::vector<OperatorInfo> operators(int64_t block) const;
+  std::vector<GroupInfo> groups(int64_t block) const;
+  /// Floating-point operations of the linear operators and of causal attention for one token at mean position
+  /// `length / 2`, over all blocks (multiplications and additions counted).
+  double linear_flops_per_token() const;
+  double attention_flops(int64_t length) const;
+
+  static constexpr const char* kEmbedding = "model.embed_tokens.weight";
+  static constexpr const char* kFinalNorm = "model.norm.weight";
+  static constexpr const char* kHead = "lm_head.weight";
+};
+
+/// Model families this version reads, in the order of the docs.
+std::vector<std::string> known_families();
+
+/// Reads config.json. Every field is checked; an unknown `model_type`, activation or rope type is
+/// `Unsupported` and names the known ones. `where` is the file's path, for messages. Both the transformers 4
+/// and 5 spellings are read.
+Architecture read_architecture(std::string_view config_json, const std::string& where);
+
+}  // namespace lcomp::model

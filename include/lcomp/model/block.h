@@ -1,0 +1,87 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lcomp/core/weight.h"
+#include "lcomp/linalg/gemm.h"
+#include "lcomp/model/architecture.h"
+
+namespace lcomp::model {
+
+/// A linear operator of a loaded block: what the architecture says of it and the weight it has now.
+struct LinearOp {
+  OperatorInfo info;
+  WeightPtr weight;
+  at::Tensor bias;  ///< float32 `[out]`, undefined when the operator has none
+};
+
+/// One sample on its way through a block. `hidden` `[tokens, hidden_size]` float32 is the residual stream, changed in
+/// place; `work` is what the next group reads when it cannot be had from `hidden` alone.
+struct SampleState {
+  at::Tensor hidden;
+  at::Tensor work;
+};
+
+/// Sees the input `[tokens, in]` of each group once per sample; valid only during the call.
+using Tap = std::function<void(size_t group, const at::Tensor& input)>;
+
+/// One transformer block with its weights in memory.
+///
+/// A sample passes its groups of operators in data-flow order. `advance` takes it to the input of one group, using the
+/// weights that the groups before have *now*: a caller that replaces weights between the groups gets "true sequential"
+/// compression, and the compressed output of the block, out of one pass over the samples.
+/// The const methods may run on several threads at once, each with its own Scratch.
+class Block {
+ public:
+  Block(const Architecture& architecture, int64_t index, std::vector<LinearOp> ops,
+        std::map<std::string, at::Tensor> norms);
+  ~Block();
+  Block(Block&&) noexcept;
+
+  int64_t index() const { return index_; }
+  const std::vector<LinearOp>& ops() const { return ops_; }
+  const std::vector<GroupInfo>& groups() const { return groups_; }
+  /// Norm weights and the like: everything of the block that is no linear operator, by full tensor name.
+  const std::map<std::string, at::Tensor>& norms() const { return norms_; }
+
+  /// Puts `weight` (same shape) in place of operator `op`'s.
+  void replace(size_t op, WeightPtr weight);
+
+  /// Lays out the weights of a group for products. Needed before samples pass it; done again after `replace`.
+  void prepare(size_t group, linalg::Precision precision);
+  /// Frees what `prepare` made for all groups.
+  void release();
+
+  /// Takes a sample, which stands at the input of group `group - 1` (or at the block's input for group 0), to the input
+  /// of `group` and returns it, `[tokens, in]`; the memory belongs to `state` or `scratch`. Needs groups before
+  /// `group` prepared.
+  at::Tensor advance(size_t group, SampleState& state, linalg::Scratch& scratch) const;
+  /// From the input of the last group to the block's output, left in `state.hidden`.
+  void finish(SampleState& state, linalg::Scratch& scratch) const;
+  /// All groups and `finish`: `hidden` becomes the block's output. Needs all groups prepared.
+  void forward(at::Tensor& hidden, linalg::Scratch& scratch, const Tap& tap = {}) const;
+
+ private:
+  struct Kernels;
+
+  void project_and_attend(SampleState& state, linalg::Scratch& scratch) const;
+  void add_projection(size_t group, SampleState& state, linalg::Scratch& scratch) const;
+  void gate_and_up(SampleState& state, linalg::Scratch& scratch) const;
+  at::Tensor normalized(const at::Tensor& hidden, const char* norm, linalg::Scratch& scratch) const;
+  const float* norm_weight(const char* suffix) const;
+
+  const Architecture* architecture_;
+  int64_t index_;
+  std::vector<LinearOp> ops_;
+  std::vector<GroupInfo> groups_;
+  std::map<std::string, at::Tensor> norms_;
+  std::unique_ptr<Kernels> kernels_;
+};
+
+}  // namespace lcomp::model

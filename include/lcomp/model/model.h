@@ -1,0 +1,78 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lcomp/io/checkpoint.h"
+#include "lcomp/model/architecture.h"
+#include "lcomp/model/block.h"
+#include "lcomp/model/quantization_config.h"
+
+namespace lcomp::model {
+
+/// A checkpoint and what its config.json says of it. Holds no weights: blocks, embedding rows and tiles of the head are
+/// read when asked for, and belong to the caller.
+class Model {
+ public:
+  /// Opens a Hugging Face directory. All names and shapes are checked here, before any value is read:
+  /// a missing tensor or a wrong shape is `CorruptFile`, tensors that no part of the model uses are warnings.
+  static Model open(const std::filesystem::path& directory);
+
+  /// The same over a checkpoint that need not be a directory. `where` names it in messages.
+  Model(std::string config_json, io::CheckpointPtr checkpoint, std::string where);
+
+  const Architecture& architecture() const { return architecture_; }
+  const std::string& config_json() const { return config_json_; }
+  const io::Checkpoint& checkpoint() const { return *checkpoint_; }
+  const std::optional<QuantizationConfig>& quantization() const { return quantization_; }
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  const std::string& where() const { return where_; }
+
+  /// Number of blocks.
+  int64_t size() const { return architecture_.layers; }
+  /// Reads block `i`. A NaN or infinite value is `CorruptFile` naming the tensor and the position.
+  Block load_block(int64_t i) const;
+  /// Weight of one operator as stored, dense or packed. Errors as `load_block`.
+  WeightPtr load_weight(const OperatorInfo& op) const;
+
+  /// Stored tensors that belong to block `i`, sorted.
+  std::vector<std::string> block_tensors(int64_t i) const;
+  /// Stored tensors that belong to no block: embedding, final norm, head, and what the model does not use; sorted.
+  std::vector<std::string> outer_tensors() const;
+
+  /// Embedding rows of `ids`, float32 `[tokens, hidden]`. An id outside the vocabulary is InvalidArgument.
+  at::Tensor embed(std::span<const int64_t> ids) const;
+  /// RMSNorm before the head, in place.
+  void final_norm(at::Tensor& hidden) const;
+  /// Rows [begin, begin + count) of the head, float32 `[count, hidden]`.
+  at::Tensor head_rows(int64_t begin, int64_t count) const;
+
+  /// Parameters and stored bytes of the whole checkpoint; packed weights count as the matrices they stand for.
+  int64_t parameters() const;
+  uint64_t stored_bytes() const { return checkpoint_->total_bytes(); }
+  /// The type of the embedding matrix, which stands for "the model's type".
+  at::ScalarType dtype() const;
+
+ private:
+  void check_tensor(const std::string& name, const std::vector<int64_t>& shape) const;
+  void check_operator(const OperatorInfo& op) const;
+  void check_all();
+  at::Tensor read_finite(const std::string& name) const;
+  at::Tensor read_rows(const std::string& name, int64_t begin, int64_t count) const;
+
+  std::string config_json_;
+  io::CheckpointPtr checkpoint_;
+  std::string where_;
+  Architecture architecture_;
+  std::optional<QuantizationConfig> quantization_;
+  std::string embedding_name_;
+  std::string head_name_;
+  std::vector<std::string> warnings_;
+};
+
+}  // namespace lcomp::model

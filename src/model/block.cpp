@@ -1,0 +1,195 @@
+#include "lcomp/model/block.h"
+
+#include <mutex>
+
+#include "lcomp/core/error.h"
+#include "model/kernels.h"
+#include "model/rotary.h"
+
+namespace lcomp::model {
+namespace {
+
+enum Group : size_t { kAttentionInput, kAttentionOutput, kMlpInput, kMlpOutput };
+
+// Slots of the caller's Scratch.
+enum Slot : size_t { kNormalized = linalg::kFirstFreeSlot, kProjected, kScores };
+
+constexpr int64_t kChunk = linalg::PackedMatrix::kRowChunk;
+
+at::Tensor view_of(float* data, int64_t rows, int64_t cols) { return at::from_blob(data, {rows, cols}, at::kFloat); }
+
+/// `work` of the wanted shape, reusing its memory when the sizes allow.
+float* work_buffer(SampleState& state, int64_t rows, int64_t cols) {
+  if (!state.work.defined() || state.work.numel() != rows * cols) {
+    state.work = at::empty({rows, cols}, at::kFloat);
+  } else {
+    state.work = state.work.view({rows, cols});
+  }
+  return state.work.data_ptr<float>();
+}
+
+}  // namespace
+
+struct Block::Kernels {
+  explicit Kernels(const RopeSpec& rope) : rotary(rope) {}
+
+  std::vector<std::unique_ptr<linalg::PackedMatrix>> packed;  // per group
+  RotaryTables rotary;
+};
+
+Block::Block(const Architecture& architecture, int64_t index, std::vector<LinearOp> ops,
+             std::map<std::string, at::Tensor> norms)
+    : architecture_(&architecture),
+      index_(index),
+      ops_(std::move(ops)),
+      groups_(architecture.groups(index)),
+      norms_(std::move(norms)),
+      kernels_(std::make_unique<Kernels>(architecture.rope)) {
+  kernels_->packed.resize(groups_.size());
+}
+
+Block::~Block() = default;
+Block::Block(Block&&) noexcept = default;
+
+void Block::replace(size_t op, WeightPtr weight) {
+  const OperatorInfo& info = ops_.at(op).info;
+  if (weight->out_features() != info.out_features || weight->in_features() != info.in_features) {
+    throw InvalidArgument("Block::replace", fmt::format("the weight of '{}' must be [{}, {}]; received [{}, {}]", info.name,
+                                                        info.out_features, info.in_features, weight->out_features(),
+                                                        weight->in_features()));
+  }
+  ops_[op].weight = std::move(weight);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const auto& members = groups_[g].operators;
+    if (std::find(members.begin(), members.end(), op) != members.end()) kernels_->packed[g].reset();
+  }
+}
+
+void Block::prepare(size_t group, linalg::Precision precision) {
+  if (kernels_->packed.at(group)) return;
+  std::vector<at::Tensor> weights;
+  for (const size_t op : groups_[group].operators) weights.push_back(ops_[op].weight->dense());
+  kernels_->packed[group] = std::make_unique<linalg::PackedMatrix>(weights, precision);
+}
+
+void Block::release() {
+  for (auto& packed : kernels_->packed) packed.reset();
+}
+
+const float* Block::norm_weight(const char* suffix) const {
+  return norms_.at(architecture_->block_prefix(index_) + suffix).data_ptr<float>();
+}
+
+at::Tensor Block::normalized(const at::Tensor& hidden, const char* norm, linalg::Scratch& scratch) const {
+  const int64_t rows = hidden.size(0);
+  const int64_t width = hidden.size(1);
+  float* out = scratch.floats(kNormalized, rows * width);
+  kernels::rms_norm(hidden.data_ptr<float>(), norm_weight(norm), architecture_->norm_eps, rows, width, out);
+  return view_of(out, rows, width);
+}
+
+at::Tensor Block::advance(size_t group, SampleState& state, linalg::Scratch& scratch) const {
+  switch (group) {
+    case kAttentionInput: return normalized(state.hidden, "input_layernorm.weight", scratch);
+    case kAttentionOutput: project_and_attend(state, scratch); return state.work;
+    case kMlpInput:
+      add_projection(kAttentionOutput, state, scratch);
+      return normalized(state.hidden, "post_attention_layernorm.weight", scratch);
+    case kMlpOutput: gate_and_up(state, scratch); return state.work;
+    default: throw InvalidArgument("Block::advance", fmt::format("group must be below {}; received {}", groups_.size(), group));
+  }
+}
+
+void Block::finish(SampleState& state, linalg::Scratch& scratch) const { add_projection(kMlpOutput, state, scratch); }
+
+void Block::forward(at::Tensor& hidden, linalg::Scratch& scratch, const Tap& tap) const {
+  SampleState state{hidden, {}};
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const at::Tensor input = advance(g, state, scratch);
+    if (tap) tap(g, input);
+  }
+  finish(state, scratch);
+}
+
+/// hidden -> q, k, v -> rotated heads -> attention context in `work`.
+void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) const {
+  const Architecture& a = *architecture_;
+  const int64_t tokens = state.hidden.size(0);
+  const int64_t q_width = a.heads * a.head_dim;
+  const int64_t kv_width = a.kv_heads * a.head_dim;
+  const int64_t width = q_width + 2 * kv_width;
+  const at::Tensor input = normalized(state.hidden, "input_layernorm.weight", scratch);
+  float* qkv = scratch.floats(kProjected, tokens * width);
+  kernels_->packed[kAttentionInput]->multiply(input.data_ptr<float>(), tokens, qkv, false, scratch);
+
+  const float scale = 1.0F / std::sqrt(static_cast<float>(a.head_dim));
+  const auto tables = kernels_->rotary.tables_for(tokens);
+  const float* q_norm = a.qk_norm ? norm_weight("self_attn.q_norm.weight") : nullptr;
+  const float* k_norm = a.qk_norm ? norm_weight("self_attn.k_norm.weight") : nullptr;
+  for (int64_t t = 0; t < tokens; ++t) {
+    float* row = qkv + t * width;
+    if (a.qkv_bias) {
+      float* at = row;
+      for (const size_t op : groups_[kAttentionInput].operators) {
+        kernels::add(ops_[op].bias.data_ptr<float>(), ops_[op].info.out_features, at);
+        at += ops_[op].info.out_features;
+      }
+    }
+    const int64_t half = a.rope.dims / 2;
+    const float* cosines = tables->cosines.data() + t * half;
+    const float* sines = tables->sines.data() + t * half;
+    for (int64_t h = 0; h < a.heads + a.kv_heads; ++h) {
+      float* head = row + h * a.head_dim;
+      const bool is_query = h < a.heads;
+      if (a.qk_norm) kernels::rms_norm(head, is_query ? q_norm : k_norm, a.norm_eps, 1, a.head_dim, head);
+      kernels::rotate_half(head, cosines, sines, a.rope.dims, a.head_dim, is_query ? scale : 1.0F);
+    }
+  }
+
+  kernels::AttentionShape shape;
+  shape.tokens = tokens;
+  shape.heads = a.heads;
+  shape.kv_heads = a.kv_heads;
+  shape.head_dim = a.head_dim;
+  shape.window = a.windows[static_cast<size_t>(index_)];
+  shape.q_stride = width;
+  shape.kv_stride = width;
+  float* context = work_buffer(state, tokens, q_width);
+  kernels::causal_attention(shape, qkv, qkv + q_width, qkv + q_width + kv_width, context, scratch, kScores);
+}
+
+/// hidden += work W^T (+ bias), W being the only operator of `group`.
+void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& scratch) const {
+  const int64_t tokens = state.hidden.size(0);
+  float* hidden = state.hidden.data_ptr<float>();
+  kernels_->packed[group]->multiply(state.work.data_ptr<float>(), tokens, hidden, true, scratch);
+  const LinearOp& op = ops_[groups_[group].operators[0]];
+  if (op.bias.defined()) kernels::add_bias(op.bias.data_ptr<float>(), tokens, op.info.out_features, hidden);
+}
+
+/// hidden -> act(gate) * up in `work`, in chunks of rows that stay in cache.
+void Block::gate_and_up(SampleState& state, linalg::Scratch& scratch) const {
+  const Architecture& a = *architecture_;
+  const int64_t tokens = state.hidden.size(0);
+  const int64_t inner = a.intermediate_size;
+  float* work = work_buffer(state, tokens, inner);
+  float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
+  float* both = scratch.floats(kProjected, kChunk * 2 * inner);
+  const float* norm = norm_weight("post_attention_layernorm.weight");
+  for (int64_t begin = 0; begin < tokens; begin += kChunk) {
+    const int64_t rows = std::min(kChunk, tokens - begin);
+    const float* hidden = state.hidden.data_ptr<float>() + begin * a.hidden_size;
+    kernels::rms_norm(hidden, norm, a.norm_eps, rows, a.hidden_size, input);
+    kernels_->packed[kMlpInput]->multiply(input, rows, both, false, scratch);
+    if (a.mlp_bias) {
+      for (int64_t r = 0; r < rows; ++r) {
+        kernels::add(ops_[groups_[kMlpInput].operators[0]].bias.data_ptr<float>(), inner, both + r * 2 * inner);
+        kernels::add(ops_[groups_[kMlpInput].operators[1]].bias.data_ptr<float>(), inner, both + r * 2 * inner + inner);
+      }
+    }
+    const auto gated = a.activation == Activation::kSilu ? kernels::silu_times : kernels::gelu_tanh_times;
+    gated(both, rows, inner, work + begin * inner);
+  }
+}
+
+}  // namespace lcomp::model

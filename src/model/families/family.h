@@ -1,0 +1,25 @@
+#pragma once
+
+#include "lcomp/model/architecture.h"
+#include "model/config_view.h"
+
+/// One function per family turns config.json into an Architecture; the table is in families.cpp.
+namespace lcomp::model {
+
+Architecture read_llama(const ConfigView& config);
+Architecture read_mistral(const ConfigView& config);
+Architecture read_qwen2(const ConfigView& config);
+Architecture read_qwen3(const ConfigView& config);
+
+/// What all families of the skeleton share: sizes, eps, activation, tied embeddings, rope; no windows, no
+/// biases.
+Architecture read_skeleton(const ConfigView& config, const std::string& family);
+
+/// rope_theta / rope_scaling (transformers 4) or rope_parameters (transformers 5).
+RopeSpec read_rope(const ConfigView& config, int64_t head_dim, int64_t max_positions);
+
+/// Qwen's rule: with use_sliding_window, layers listed in layer_types, or from max_window_layers on, see a
+/// window.
+std::vector<int64_t> read_qwen_windows(const ConfigView& config, int64_t layers);
+
+}  // namespace lcomp::model

@@ -1,0 +1,122 @@
+#include "lcomp/model/architecture.h"
+
+#include <catch2/catch.hpp>
+
+#include "lcomp/core/error.h"
+
+using namespace lcomp::model;
+
+namespace {
+
+/// A small valid llama config with `extra` fields put in front (the first of two equal keys must not exist,
+/// so extras must not repeat the fields below).
+std::string config_with(const std::string& extra, const std::string& type = "llama") {
+  return "{" + extra + R"("model_type":")" + type +
+         R"(","hidden_size":32,"intermediate_size":64,"num_hidden_layers":3,"num_attention_heads":4,"vocab_size":128})";
+}
+
+Architecture read(const std::string& extra, const std::string& type = "llama") {
+  return read_architecture(config_with(extra, type), "config.json");
+}
+
+}  // namespace
+
+TEST_CASE("a minimal llama config gets the documented defaults", "[model][architecture]") {
+  const Architecture a = read("");
+  REQUIRE(a.kv_heads == 4);
+  REQUIRE(a.head_dim == 8);
+  REQUIRE(a.rope.theta == 10000.0);
+  REQUIRE(a.rope.dims == 8);
+  REQUIRE_FALSE(a.tied_embeddings);
+  REQUIRE_FALSE(a.qkv_bias);
+  REQUIRE(a.windows == std::vector<int64_t>{0, 0, 0});
+  REQUIRE(a.operators(1).at(6).name == "model.layers.1.mlp.down_proj");
+  REQUIRE(a.operators(1).at(6).in_features == 64);
+}
+
+TEST_CASE("the families differ in biases, norms and windows as their sheets say", "[model][architecture]") {
+  REQUIRE(read(R"("attention_bias":true,)").output_bias);
+  REQUIRE(read("", "mistral").windows == std::vector<int64_t>{4096, 4096, 4096});
+  REQUIRE(read(R"("sliding_window":null,)", "mistral").windows == std::vector<int64_t>{0, 0, 0});
+  REQUIRE(read("", "qwen2").qkv_bias);
+  REQUIRE_FALSE(read("", "qwen2").output_bias);
+  REQUIRE(read(R"("use_sliding_window":true,"sliding_window":8,"max_window_layers":1,)", "qwen2").windows ==
+          std::vector<int64_t>{0, 8, 8});
+  REQUIRE(read("", "qwen3").qk_norm);
+  REQUIRE(read("", "qwen3").head_dim == 128);
+}
+
+TEST_CASE("llama3 rope frequencies equal the published example", "[model][rope]") {
+  const Architecture a = read(
+      R"("head_dim":64,"rope_theta":500000.0,"rope_scaling":{"rope_type":"llama3","factor":32.0,"low_freq_factor":1.0,)"
+      R"("high_freq_factor":4.0,"original_max_position_embeddings":8192},)");
+  const std::vector<float> f = a.rope.inverse_frequencies(100);
+  REQUIRE(f.at(0) == Approx(1.0));
+  REQUIRE(f.at(14) == Approx(0.003211445994752591));
+  REQUIRE(f.at(15) == Approx(0.001290547928209264));
+  REQUIRE(f.at(16) == Approx(0.00042955679655936815));
+  REQUIRE(f.at(31) == Approx(9.41830672543491e-08));
+}
+
+TEST_CASE("transformers 5 rope_parameters and transformers 4 fields mean the same", "[model][rope]") {
+  const auto v4 = read(R"("rope_theta":5000.0,"rope_scaling":{"type":"linear","factor":4.0},)").rope;
+  const auto v5 = read(R"("rope_parameters":{"rope_type":"linear","factor":4,"rope_theta":5000.0},)").rope;
+  REQUIRE(v4.inverse_frequencies(10) == v5.inverse_frequencies(10));
+  REQUIRE(v4.inverse_frequencies(10).at(0) == 0.25F);
+}
+
+TEST_CASE("the dynamic rope equals the default until the context limit is passed", "[model][rope]") {
+  const auto dynamic =
+      read(R"("max_position_embeddings":64,"rope_scaling":{"rope_type":"dynamic","factor":2.0},)").rope;
+  const auto plain = read("").rope;
+  REQUIRE(dynamic.inverse_frequencies(64) == plain.inverse_frequencies(64));
+  REQUIRE(dynamic.inverse_frequencies(65) != plain.inverse_frequencies(65));
+}
+
+TEST_CASE("a config that cannot be read names the file, the field and what must hold",
+          "[model][architecture]") {
+  const auto fails = [](const std::string& extra, const std::string& text,
+                        const std::string& type = "llama") {
+    REQUIRE_THROWS_WITH(read(extra, type), Catch::Contains(text));
+  };
+  REQUIRE_THROWS_AS(read("", "mamba"), lcomp::Unsupported);
+  fails(
+      "",
+      "[config.json, model_type] the model family must be one of llama, mistral, qwen2, qwen3; it is 'mamba'",
+      "mamba");
+  fails(R"("num_key_value_heads":3,)",
+        "num_key_value_heads] the field must divide num_attention_heads = 4; it is 3");
+  fails(R"("num_key_value_heads":-1,)", "the field must be an integer from 1 to 2^31; it is -1");
+  fails(R"("head_dim":7,)", "must have an even number of elements; 7 are rotated");
+  fails(R"("head_dim":"8",)", "head_dim] the field must be an integer; it is \"8\"");
+  fails(R"("rms_norm_eps":0,)", "rms_norm_eps] the field must be positive");
+  fails(R"("rms_norm_eps":"x",)", "the field must be a number");
+  fails(R"("attention_bias":1,)", "the field must be true or false; it is 1");
+  fails(R"("hidden_act":"relu",)",
+        "the activation must be one of silu, swish, gelu_pytorch_tanh, gelu_new; it is 'relu'");
+  fails(R"("hidden_act":3,)", "the field must be a string");
+  fails(R"("rope_scaling":3,)", "the field must be an object");
+  fails(R"("rope_theta":1.0,)", "rope_theta] the field must be a number above 1");
+  fails(R"("partial_rotary_factor":2.0,)", "the field must lie in (0, 1]");
+  fails(R"("rope_scaling":{"type":"cubic"},)",
+        "the type must be one of default, linear, dynamic, llama3, yarn; it is 'cubic'");
+  fails(R"("rope_scaling":{"type":"linear"},)",
+        "factor] the field must be a number of at least 1; it is absent");
+  fails(R"("rope_scaling":{"type":"linear","factor":2,"original_max_position_embeddings":0},)",
+        "the field must be at least 1");
+  fails(R"("rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4},)",
+        "must exceed low_freq_factor = 4");
+  fails(R"("layer_types":["full_attention"],)", "the list must have num_hidden_layers = 3 entries", "qwen2");
+  fails(R"("layer_types":["a","b","c"],)", "every entry must be full_attention or sliding_attention",
+        "qwen2");
+  fails(R"("layer_types":"x",)", "the field must be a list of strings", "qwen2");
+  fails(R"("layer_types":[1],)", "the field must be a list of strings", "qwen2");
+  REQUIRE_THROWS_WITH(
+      read_architecture(R"({"model_type":"llama","hidden_size":33,"intermediate_size":4,)"
+                        R"("num_hidden_layers":1,"num_attention_heads":4,"vocab_size":8})",
+                        "c"),
+      Catch::Contains("must be a multiple of num_attention_heads = 4 when head_dim is absent; it is 33"));
+  REQUIRE_THROWS_WITH(read_architecture("[]", "c"), Catch::Contains("must hold a JSON object"));
+  REQUIRE_THROWS_WITH(read_architecture(R"({"model_type":"llama"})", "c"),
+                      Catch::Contains("[c, hidden_size]"));
+}
