@@ -36,7 +36,8 @@ namespace {
   throw ResourceError(file.string(), fmt::format("{} must succeed; {}", what, std::strerror(errno)));
 }
 
-void write_all(int descriptor, const void* data, size_t bytes, off_t offset, const std::filesystem::path& file) {
+void write_all(int descriptor, const void* data, size_t bytes, off_t offset,
+               const std::filesystem::path& file) {
   const char* from = static_cast<const char*>(data);
   while (bytes > 0) {
     const ssize_t done = ::pwrite(descriptor, from, bytes, offset);
@@ -62,7 +63,8 @@ void read_all(int descriptor, void* data, size_t bytes, off_t offset, const std:
 
 }  // namespace
 
-ActivationCache::ActivationCache(std::vector<int64_t> lengths, int64_t width, Storage storage, const std::filesystem::path& file)
+ActivationCache::ActivationCache(std::vector<int64_t> lengths, int64_t width, Storage storage,
+                                 const std::filesystem::path& file)
     : state_(std::make_unique<State>()) {
   state_->width = width;
   state_->storage = storage;
@@ -80,20 +82,31 @@ ActivationCache::ActivationCache(std::vector<int64_t> lengths, int64_t width, St
   const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (descriptor < 0) fail(file, "creating the activation cache");
   state_->descriptor = descriptor;
-  const int error = ::posix_fallocate(descriptor, 0, std::max<off_t>(1, total * static_cast<off_t>(sizeof(float))));
+  const int error =
+      ::posix_fallocate(descriptor, 0, std::max<off_t>(1, total * static_cast<off_t>(sizeof(float))));
   if (error != 0) {
     errno = error;
-    fail(file, fmt::format("reserving {} bytes for the activation cache", total * static_cast<int64_t>(sizeof(float))).c_str());
+    fail(file, fmt::format("reserving {} bytes for the activation cache",
+                           total * static_cast<int64_t>(sizeof(float)))
+                   .c_str());
   }
 }
 
 ActivationCache::~ActivationCache() = default;
 ActivationCache::ActivationCache(ActivationCache&&) noexcept = default;
 
-int64_t ActivationCache::samples() const { return static_cast<int64_t>(state_->lengths.size()); }
-int64_t ActivationCache::length(int64_t sample) const { return state_->lengths.at(static_cast<size_t>(sample)); }
-int64_t ActivationCache::width() const { return state_->width; }
-ActivationCache::Storage ActivationCache::storage() const { return state_->storage; }
+int64_t ActivationCache::samples() const {
+  return static_cast<int64_t>(state_->lengths.size());
+}
+int64_t ActivationCache::length(int64_t sample) const {
+  return state_->lengths.at(static_cast<size_t>(sample));
+}
+int64_t ActivationCache::width() const {
+  return state_->width;
+}
+ActivationCache::Storage ActivationCache::storage() const {
+  return state_->storage;
+}
 
 at::Tensor ActivationCache::load(int64_t sample, int64_t columns) const {
   const int64_t rows = length(sample);
@@ -110,12 +123,14 @@ at::Tensor ActivationCache::load(int64_t sample, int64_t columns) const {
 void ActivationCache::store(int64_t sample, const at::Tensor& values) {
   const int64_t offset = state_->offsets.at(static_cast<size_t>(sample));
   if (values.size(0) != length(sample) || values.size(1) > state_->width || !values.is_contiguous()) {
-    throw InvalidArgument("ActivationCache::store", fmt::format("sample {} must be a contiguous [{}, up to {}]; received [{}, {}]", sample,
-                                                                length(sample), state_->width, values.size(0), values.size(1)));
+    throw InvalidArgument("ActivationCache::store",
+                          fmt::format("sample {} must be a contiguous [{}, up to {}]; received [{}, {}]",
+                                      sample, length(sample), state_->width, values.size(0), values.size(1)));
   }
   const size_t bytes = static_cast<size_t>(values.numel()) * sizeof(float);
   if (state_->storage == Storage::kDisk) {
-    write_all(state_->descriptor, values.data_ptr(), bytes, offset * static_cast<off_t>(sizeof(float)), state_->file);
+    write_all(state_->descriptor, values.data_ptr(), bytes, offset * static_cast<off_t>(sizeof(float)),
+              state_->file);
     return;
   }
   float* own = state_->memory.data_ptr<float>() + offset;
@@ -147,15 +162,16 @@ std::string ActivationCache::read_from(const std::filesystem::path& file, int64_
   const auto size = std::filesystem::file_size(file, error);
   const uint64_t wanted = bytes_needed(state_->lengths, columns);
   if (error || size != wanted) {
-    throw CorruptFile(file.string(), fmt::format("the saved activations must have {} bytes; the file has {}", wanted,
-                                                 error ? std::string("none") : std::to_string(size)));
+    throw CorruptFile(file.string(), fmt::format("the saved activations must have {} bytes; the file has {}",
+                                                 wanted, error ? std::string("none") : std::to_string(size)));
   }
   std::ifstream in(file, std::ios::binary);
   io::Hasher hasher;
   for (int64_t i = 0; i < samples(); ++i) {
     at::Tensor values = at::empty({length(i), columns}, at::kFloat);
     const size_t bytes = static_cast<size_t>(values.numel()) * sizeof(float);
-    if (!in.read(static_cast<char*>(values.data_ptr()), static_cast<std::streamsize>(bytes))) fail(file, "reading the activations");
+    if (!in.read(static_cast<char*>(values.data_ptr()), static_cast<std::streamsize>(bytes)))
+      fail(file, "reading the activations");
     hasher.add(values.data_ptr(), bytes);
     store(i, values);
   }

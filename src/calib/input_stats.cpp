@@ -4,7 +4,8 @@
 
 namespace lcomp::calib {
 
-StatsAccumulator::StatsAccumulator(int64_t features, const Needs& needs) : features_(features), needs_(needs) {
+StatsAccumulator::StatsAccumulator(int64_t features, const Needs& needs)
+    : features_(features), needs_(needs) {
   if (needs.second_moment) stats_.second_moment = at::zeros({features, features}, at::kFloat);
   if (needs.abs_mean) abs_sum_ = at::zeros({features}, at::kDouble);
   if (needs.abs_max) stats_.abs_max = at::zeros({features}, at::kFloat);
@@ -12,7 +13,8 @@ StatsAccumulator::StatsAccumulator(int64_t features, const Needs& needs) : featu
 
 void StatsAccumulator::add(ThreadPool* pool, const float* x, int64_t tokens) {
   stats_.tokens += tokens;
-  if (needs_.second_moment) linalg::syrk_upper(pool, x, tokens, features_, stats_.second_moment.data_ptr<float>());
+  if (needs_.second_moment)
+    linalg::syrk_upper(pool, x, tokens, features_, stats_.second_moment.data_ptr<float>());
   double* sum = needs_.abs_mean ? abs_sum_.data_ptr<double>() : nullptr;
   float* max = needs_.abs_max ? stats_.abs_max.data_ptr<float>() : nullptr;
   if (sum == nullptr && max == nullptr) return;

@@ -16,7 +16,9 @@ enum Slot : size_t { kNormalized = linalg::kFirstFreeSlot, kProjected, kScores }
 
 constexpr int64_t kChunk = linalg::PackedMatrix::kRowChunk;
 
-at::Tensor view_of(float* data, int64_t rows, int64_t cols) { return at::from_blob(data, {rows, cols}, at::kFloat); }
+at::Tensor view_of(float* data, int64_t rows, int64_t cols) {
+  return at::from_blob(data, {rows, cols}, at::kFloat);
+}
 
 /// `work` of the wanted shape, reusing its memory when the sizes allow.
 float* work_buffer(SampleState& state, int64_t rows, int64_t cols) {
@@ -54,9 +56,10 @@ Block::Block(Block&&) noexcept = default;
 void Block::replace(size_t op, WeightPtr weight) {
   const OperatorInfo& info = ops_.at(op).info;
   if (weight->out_features() != info.out_features || weight->in_features() != info.in_features) {
-    throw InvalidArgument("Block::replace", fmt::format("the weight of '{}' must be [{}, {}]; received [{}, {}]", info.name,
-                                                        info.out_features, info.in_features, weight->out_features(),
-                                                        weight->in_features()));
+    throw InvalidArgument(
+        "Block::replace",
+        fmt::format("the weight of '{}' must be [{}, {}]; received [{}, {}]", info.name, info.out_features,
+                    info.in_features, weight->out_features(), weight->in_features()));
   }
   ops_[op].weight = std::move(weight);
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -90,17 +93,26 @@ at::Tensor Block::normalized(const at::Tensor& hidden, const char* norm, linalg:
 
 at::Tensor Block::advance(size_t group, SampleState& state, linalg::Scratch& scratch) const {
   switch (group) {
-    case kAttentionInput: return normalized(state.hidden, "input_layernorm.weight", scratch);
-    case kAttentionOutput: project_and_attend(state, scratch); return state.work;
+    case kAttentionInput:
+      return normalized(state.hidden, "input_layernorm.weight", scratch);
+    case kAttentionOutput:
+      project_and_attend(state, scratch);
+      return state.work;
     case kMlpInput:
       add_projection(kAttentionOutput, state, scratch);
       return normalized(state.hidden, "post_attention_layernorm.weight", scratch);
-    case kMlpOutput: gate_and_up(state, scratch); return state.work;
-    default: throw InvalidArgument("Block::advance", fmt::format("group must be below {}; received {}", groups_.size(), group));
+    case kMlpOutput:
+      gate_and_up(state, scratch);
+      return state.work;
+    default:
+      throw InvalidArgument("Block::advance",
+                            fmt::format("group must be below {}; received {}", groups_.size(), group));
   }
 }
 
-void Block::finish(SampleState& state, linalg::Scratch& scratch) const { add_projection(kMlpOutput, state, scratch); }
+void Block::finish(SampleState& state, linalg::Scratch& scratch) const {
+  add_projection(kMlpOutput, state, scratch);
+}
 
 void Block::forward(at::Tensor& hidden, linalg::Scratch& scratch, const Tap& tap) const {
   SampleState state{hidden, {}};
@@ -183,8 +195,10 @@ void Block::gate_and_up(SampleState& state, linalg::Scratch& scratch) const {
     kernels_->packed[kMlpInput]->multiply(input, rows, both, false, scratch);
     if (a.mlp_bias) {
       for (int64_t r = 0; r < rows; ++r) {
-        kernels::add(ops_[groups_[kMlpInput].operators[0]].bias.data_ptr<float>(), inner, both + r * 2 * inner);
-        kernels::add(ops_[groups_[kMlpInput].operators[1]].bias.data_ptr<float>(), inner, both + r * 2 * inner + inner);
+        kernels::add(ops_[groups_[kMlpInput].operators[0]].bias.data_ptr<float>(), inner,
+                     both + r * 2 * inner);
+        kernels::add(ops_[groups_[kMlpInput].operators[1]].bias.data_ptr<float>(), inner,
+                     both + r * 2 * inner + inner);
       }
     }
     const auto gated = a.activation == Activation::kSilu ? kernels::silu_times : kernels::gelu_tanh_times;

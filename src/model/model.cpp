@@ -21,13 +21,18 @@ bool is_stray_buffer(const std::string& name) {
   return false;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string shape_text(const std::vector<int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 /// Names of the parts of one linear operator's packed weight.
 struct PackedNames {
   explicit PackedNames(const std::string& op)
-      : packed(op + ".weight_packed"), scale(op + ".weight_scale"), shape(op + ".weight_shape"),
-        zero(op + ".weight_zero_point"), group_index(op + ".weight_g_idx") {}
+      : packed(op + ".weight_packed"),
+        scale(op + ".weight_scale"),
+        shape(op + ".weight_shape"),
+        zero(op + ".weight_zero_point"),
+        group_index(op + ".weight_g_idx") {}
   std::string packed, scale, shape, zero, group_index;
 };
 
@@ -45,9 +50,12 @@ std::string first_non_finite(const at::Tensor& tensor) {
 Model Model::open(const std::filesystem::path& directory) {
   const auto config = directory / "config.json";
   if (!std::filesystem::is_directory(directory)) {
-    throw CorruptFile(directory.string(), "the model must be a directory with config.json and safetensors files; it is no directory");
+    throw CorruptFile(
+        directory.string(),
+        "the model must be a directory with config.json and safetensors files; it is no directory");
   }
-  if (!std::filesystem::exists(config)) throw CorruptFile(directory.string(), "the model directory must hold config.json; there is none");
+  if (!std::filesystem::exists(config))
+    throw CorruptFile(directory.string(), "the model directory must hold config.json; there is none");
   return {io::read_file(config), io::open_checkpoint(directory), directory.string()};
 }
 
@@ -62,12 +70,13 @@ Model::Model(std::string config_json, io::CheckpointPtr checkpoint, std::string 
 
 void Model::check_tensor(const std::string& name, const std::vector<int64_t>& shape) const {
   if (!checkpoint_->contains(name)) {
-    throw CorruptFile(where_, fmt::format("the model must have the tensor '{}' {}; it is missing", name, shape_text(shape)));
+    throw CorruptFile(where_, fmt::format("the model must have the tensor '{}' {}; it is missing", name,
+                                          shape_text(shape)));
   }
   const auto& info = checkpoint_->info(name);
   if (info.shape != shape) {
-    throw CorruptFile(checkpoint_->file_of(name),
-                      fmt::format("the tensor '{}' must be {}; it is {}", name, shape_text(shape), shape_text(info.shape)));
+    throw CorruptFile(checkpoint_->file_of(name), fmt::format("the tensor '{}' must be {}; it is {}", name,
+                                                              shape_text(shape), shape_text(info.shape)));
   }
 }
 
@@ -76,12 +85,17 @@ void Model::check_operator(const OperatorInfo& op) const {
   const PackedNames packed(op.name);
   const bool is_packed = checkpoint_->contains(packed.packed);
   if (is_packed && checkpoint_->contains(op.name + ".weight")) {
-    throw CorruptFile(where_, fmt::format("the operator '{}' must be dense or packed; it has both .weight and .weight_packed", op.name));
+    throw CorruptFile(
+        where_,
+        fmt::format("the operator '{}' must be dense or packed; it has both .weight and .weight_packed",
+                    op.name));
   }
   if (!is_packed) {
     check_tensor(op.name + ".weight", {op.out_features, op.in_features});
   } else if (!quantization_ || !quantization_->scheme_for(op.name)) {
-    throw CorruptFile(where_, fmt::format("'{}' must belong to a group of quantization_config; none matches it", packed.packed));
+    throw CorruptFile(
+        where_,
+        fmt::format("'{}' must belong to a group of quantization_config; none matches it", packed.packed));
   }
 }
 
@@ -89,7 +103,8 @@ void Model::check_all() {
   check_tensor(Architecture::kFinalNorm, {architecture_.hidden_size});
   const bool has_embedding = checkpoint_->contains(Architecture::kEmbedding);
   const bool has_head = checkpoint_->contains(Architecture::kHead);
-  // One matrix for both, whichever name it is stored under; two stored matrices are two, whatever the flag says.
+  // One matrix for both, whichever name it is stored under; two stored matrices are two, whatever the flag
+  // says.
   if (architecture_.tied_embeddings && has_embedding != has_head) {
     embedding_name_ = head_name_ = has_embedding ? Architecture::kEmbedding : Architecture::kHead;
   } else {
@@ -101,7 +116,8 @@ void Model::check_all() {
   check_tensor(head_name_, shape);
   if (architecture_.tied_embeddings && has_embedding && has_head &&
       checkpoint_->hash_of_tensor(embedding_name_) != checkpoint_->hash_of_tensor(head_name_)) {
-    warnings_.push_back(fmt::format("{}: tie_word_embeddings is true, but embedding and head differ; both are kept", where_));
+    warnings_.push_back(
+        fmt::format("{}: tie_word_embeddings is true, but embedding and head differ; both are kept", where_));
   }
   for (int64_t i = 0; i < size(); ++i) {
     const std::string prefix = architecture_.block_prefix(i);
@@ -120,7 +136,10 @@ at::Tensor Model::read_finite(const std::string& name) const {
   if (tensor.is_floating_point()) {
     const std::string bad = first_non_finite(tensor);
     if (!bad.empty()) {
-      throw CorruptFile(checkpoint_->file_of(name), fmt::format("the tensor '{}' must hold finite values; the one at {} is NaN or infinite", name, bad));
+      throw CorruptFile(
+          checkpoint_->file_of(name),
+          fmt::format("the tensor '{}' must hold finite values; the one at {} is NaN or infinite", name,
+                      bad));
     }
   }
   return tensor;
@@ -128,8 +147,11 @@ at::Tensor Model::read_finite(const std::string& name) const {
 
 WeightPtr Model::load_weight(const OperatorInfo& op) const {
   const PackedNames names(op.name);
-  if (!checkpoint_->contains(names.packed)) return std::make_shared<DenseWeight>(read_finite(op.name + ".weight"));
-  const auto read_if = [&](const std::string& name) { return checkpoint_->contains(name) ? checkpoint_->read(name) : at::Tensor(); };
+  if (!checkpoint_->contains(names.packed))
+    return std::make_shared<DenseWeight>(read_finite(op.name + ".weight"));
+  const auto read_if = [&](const std::string& name) {
+    return checkpoint_->contains(name) ? checkpoint_->read(name) : at::Tensor();
+  };
   quant::PackedTensors packed;
   packed.packed = checkpoint_->read(names.packed);
   packed.scale = read_finite(names.scale);
@@ -139,9 +161,10 @@ WeightPtr Model::load_weight(const OperatorInfo& op) const {
   auto weight = std::make_shared<quant::QuantizedWeight>(
       quant::QuantizedWeight::from_packed(packed, *quantization_->scheme_for(op.name), op.name));
   if (weight->out_features() != op.out_features || weight->in_features() != op.in_features) {
-    throw CorruptFile(checkpoint_->file_of(names.packed),
-                      fmt::format("the packed weight of '{}' must be [{}, {}]; it is [{}, {}]", op.name, op.out_features,
-                                  op.in_features, weight->out_features(), weight->in_features()));
+    throw CorruptFile(
+        checkpoint_->file_of(names.packed),
+        fmt::format("the packed weight of '{}' must be [{}, {}]; it is [{}, {}]", op.name, op.out_features,
+                    op.in_features, weight->out_features(), weight->in_features()));
   }
   return weight;
 }
@@ -154,8 +177,8 @@ Block Model::load_block(int64_t i) const {
     ops.push_back(std::move(op));
   }
   std::map<std::string, at::Tensor> norms;
-  for (const char* suffix : {"input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.q_norm.weight",
-                             "self_attn.k_norm.weight"}) {
+  for (const char* suffix : {"input_layernorm.weight", "post_attention_layernorm.weight",
+                             "self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
     const std::string name = architecture_.block_prefix(i) + suffix;
     if (std::string_view(suffix).starts_with("self_attn") && !architecture_.qk_norm) continue;
     norms.emplace(name, read_finite(name).to(at::kFloat).contiguous());
@@ -176,7 +199,8 @@ std::vector<std::string> Model::outer_tensors() const {
   std::vector<std::string> out;
   for (const std::string& name : checkpoint_->names()) {
     bool in_block = false;
-    for (int64_t i = 0; i < size() && !in_block; ++i) in_block = name.starts_with(architecture_.block_prefix(i));
+    for (int64_t i = 0; i < size() && !in_block; ++i)
+      in_block = name.starts_with(architecture_.block_prefix(i));
     if (!in_block && !is_stray_buffer(name)) out.push_back(name);
   }
   return out;
@@ -202,7 +226,8 @@ at::Tensor Model::embed(std::span<const int64_t> ids) const {
   for (int64_t t = 0; t < count; ++t) {
     const int64_t id = ids[static_cast<size_t>(t)];
     if (id < 0 || id >= architecture_.vocab_size) {
-      throw InvalidArgument("Model::embed", fmt::format("token ids must lie in [0, {}); received {}", architecture_.vocab_size, id));
+      throw InvalidArgument("Model::embed", fmt::format("token ids must lie in [0, {}); received {}",
+                                                        architecture_.vocab_size, id));
     }
     const at::Tensor row = read_rows(embedding_name_, id, 1);
     std::memcpy(out.data_ptr<float>() + t * architecture_.hidden_size, row.data_ptr<float>(),
@@ -213,17 +238,20 @@ at::Tensor Model::embed(std::span<const int64_t> ids) const {
 
 void Model::final_norm(at::Tensor& hidden) const {
   const at::Tensor weight = read_finite(Architecture::kFinalNorm).to(at::kFloat).contiguous();
-  kernels::rms_norm(hidden.data_ptr<float>(), weight.data_ptr<float>(), architecture_.norm_eps, hidden.size(0),
-                    hidden.size(1), hidden.data_ptr<float>());
+  kernels::rms_norm(hidden.data_ptr<float>(), weight.data_ptr<float>(), architecture_.norm_eps,
+                    hidden.size(0), hidden.size(1), hidden.data_ptr<float>());
 }
 
-at::Tensor Model::head_rows(int64_t begin, int64_t count) const { return read_rows(head_name_, begin, count); }
+at::Tensor Model::head_rows(int64_t begin, int64_t count) const {
+  return read_rows(head_name_, begin, count);
+}
 
 int64_t Model::parameters() const {
   int64_t sum = 0;
   for (const std::string& name : checkpoint_->names()) {
     if (is_stray_buffer(name) || name.ends_with(".weight_scale") || name.ends_with(".weight_shape") ||
-        name.ends_with(".weight_zero_point") || name.ends_with(".weight_g_idx") || name.ends_with(".weight_packed")) {
+        name.ends_with(".weight_zero_point") || name.ends_with(".weight_g_idx") ||
+        name.ends_with(".weight_packed")) {
       continue;
     }
     sum += checkpoint_->info(name).elements();

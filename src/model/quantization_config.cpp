@@ -18,7 +18,8 @@ enum class Match { kNone, kClass, kRegex, kExact };
 Match match(const std::string& target, const std::string& name) {
   if (target == name) return Match::kExact;
   if (target == "Linear") return Match::kClass;
-  if (target.starts_with("re:") && std::regex_search(name, std::regex(target.substr(3)), std::regex_constants::match_continuous)) {
+  if (target.starts_with("re:") &&
+      std::regex_search(name, std::regex(target.substr(3)), std::regex_constants::match_continuous)) {
     return Match::kRegex;
   }
   return Match::kNone;
@@ -36,22 +37,26 @@ Granularity read_granularity(const OrderedJsonView& weights, int64_t group_size)
   if (strategy == "group") return Granularity::kGroup;
   if (strategy == "channel") return Granularity::kChannel;
   if (strategy == "tensor") return Granularity::kTensor;
-  throw Unsupported("config.json: " + weights.pointer(), fmt::format("strategy must be one of group, channel, tensor; it is '{}'", strategy));
+  throw Unsupported("config.json: " + weights.pointer(),
+                    fmt::format("strategy must be one of group, channel, tensor; it is '{}'", strategy));
 }
 
 QuantScheme read_scheme(const OrderedJsonView& weights) {
   QuantScheme scheme;
   const std::string type = weights.text_or("type", "int");
   if (type != "int") {
-    throw Unsupported("config.json: " + weights.pointer(), fmt::format("the type of packed weights must be int; it is '{}'", type));
+    throw Unsupported("config.json: " + weights.pointer(),
+                      fmt::format("the type of packed weights must be int; it is '{}'", type));
   }
   scheme.bits = weights.integer_or("num_bits", 8);
-  if (scheme.bits < 2 || scheme.bits > 8) weights.fail(fmt::format("num_bits must lie in 2..8; it is {}", scheme.bits));
+  if (scheme.bits < 2 || scheme.bits > 8)
+    weights.fail(fmt::format("num_bits must lie in 2..8; it is {}", scheme.bits));
   scheme.symmetric = weights.boolean_or("symmetric", true);
   const int64_t group_size = weights.integer_or("group_size", 0);
   scheme.granularity = read_granularity(weights, group_size);
   if (scheme.granularity == Granularity::kGroup) {
-    if (group_size < 1) weights.fail(fmt::format("group_size must be positive for the strategy group; it is {}", group_size));
+    if (group_size < 1)
+      weights.fail(fmt::format("group_size must be positive for the strategy group; it is {}", group_size));
     scheme.group_size = group_size;
   }
   return scheme;
@@ -59,11 +64,13 @@ QuantScheme read_scheme(const OrderedJsonView& weights) {
 
 QuantizationConfig::Group read_group(const OrderedJsonView& group) {
   if (group.find("input_activations") || group.find("output_activations")) {
-    throw Unsupported("config.json: " + group.pointer(), "only weights may be quantized; this group quantizes activations");
+    throw Unsupported("config.json: " + group.pointer(),
+                      "only weights may be quantized; this group quantizes activations");
   }
   const auto format = group.text_or("format", "pack-quantized");
   if (format != "pack-quantized") {
-    throw Unsupported("config.json: " + group.pointer(), fmt::format("the format must be pack-quantized; it is '{}'", format));
+    throw Unsupported("config.json: " + group.pointer(),
+                      fmt::format("the format must be pack-quantized; it is '{}'", format));
   }
   return {group.at("targets").texts(), read_scheme(group.at("weights"))};
 }
@@ -74,7 +81,8 @@ nlohmann::ordered_json scheme_to_json(const QuantScheme& scheme) {
   json["type"] = "int";
   json["symmetric"] = scheme.symmetric;
   json["strategy"] = std::string(name_of(scheme.granularity));
-  json["group_size"] = scheme.granularity == Granularity::kGroup ? nlohmann::ordered_json(scheme.group_size) : nlohmann::ordered_json();
+  json["group_size"] = scheme.granularity == Granularity::kGroup ? nlohmann::ordered_json(scheme.group_size)
+                                                                 : nlohmann::ordered_json();
   json["dynamic"] = false;
   json["actorder"] = nullptr;
   json["block_structure"] = nullptr;
@@ -119,7 +127,8 @@ std::string QuantizationConfig::to_json() const {
   return json.dump();
 }
 
-std::optional<QuantizationConfig> QuantizationConfig::read(std::string_view config_json, const std::string& where) {
+std::optional<QuantizationConfig> QuantizationConfig::read(std::string_view config_json,
+                                                           const std::string& where) {
   const io::OrderedJson json = io::parse_ordered_json(config_json, where, {.error = ErrorKind::kConfig});
   const OrderedJsonView root(json, where, ErrorKind::kConfig);
   auto config = root.find("quantization_config");
@@ -127,14 +136,17 @@ std::optional<QuantizationConfig> QuantizationConfig::read(std::string_view conf
   if (!config) return std::nullopt;
   const std::string method = config->text_or("quant_method", "");
   if (method != "compressed-tensors") {
-    throw Unsupported(where + ", quantization_config", fmt::format("quant_method must be compressed-tensors; it is '{}'", method));
+    throw Unsupported(where + ", quantization_config",
+                      fmt::format("quant_method must be compressed-tensors; it is '{}'", method));
   }
   const std::string format = config->text_or("format", "dense");
   if (format != "pack-quantized" && format != "dense") {
-    throw Unsupported(where + ", quantization_config", fmt::format("the format must be pack-quantized or dense; it is '{}'", format));
+    throw Unsupported(where + ", quantization_config",
+                      fmt::format("the format must be pack-quantized or dense; it is '{}'", format));
   }
   if (const auto rotations = config->find("transform_config"); rotations && !rotations->value().empty()) {
-    throw Unsupported(where + ", quantization_config", "transform_config must be empty; rotations are not applied when reading");
+    throw Unsupported(where + ", quantization_config",
+                      "transform_config must be empty; rotations are not applied when reading");
   }
   QuantizationConfig out;
   if (const auto ignore = config->find("ignore")) out.ignore = ignore->texts();

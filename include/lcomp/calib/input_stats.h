@@ -28,8 +28,8 @@ struct InputStats {
   at::Tensor abs_max;        ///< float32 `[in]`
 };
 
-/// Gathers InputStats batch by batch. The sums run over the tokens in the order they are given, in float32 within a
-/// batch (second moments) and in float64 (absolute sums), whatever the number of threads.
+/// Gathers InputStats batch by batch. The sums run over the tokens in the order they are given, in float32
+/// within a batch (second moments) and in float64 (absolute sums), whatever the number of threads.
 class StatsAccumulator {
  public:
   StatsAccumulator(int64_t features, const Needs& needs);

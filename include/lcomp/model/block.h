@@ -21,8 +21,8 @@ struct LinearOp {
   at::Tensor bias;  ///< float32 `[out]`, undefined when the operator has none
 };
 
-/// One sample on its way through a block. `hidden` `[tokens, hidden_size]` float32 is the residual stream, changed in
-/// place; `work` is what the next group reads when it cannot be had from `hidden` alone.
+/// One sample on its way through a block. `hidden` `[tokens, hidden_size]` float32 is the residual stream,
+/// changed in place; `work` is what the next group reads when it cannot be had from `hidden` alone.
 struct SampleState {
   at::Tensor hidden;
   at::Tensor work;
@@ -33,10 +33,10 @@ using Tap = std::function<void(size_t group, const at::Tensor& input)>;
 
 /// One transformer block with its weights in memory.
 ///
-/// A sample passes its groups of operators in data-flow order. `advance` takes it to the input of one group, using the
-/// weights that the groups before have *now*: a caller that replaces weights between the groups gets "true sequential"
-/// compression, and the compressed output of the block, out of one pass over the samples.
-/// The const methods may run on several threads at once, each with its own Scratch.
+/// A sample passes its groups of operators in data-flow order. `advance` takes it to the input of one group,
+/// using the weights that the groups before have *now*: a caller that replaces weights between the groups
+/// gets "true sequential" compression, and the compressed output of the block, out of one pass over the
+/// samples. The const methods may run on several threads at once, each with its own Scratch.
 class Block {
  public:
   Block(const Architecture& architecture, int64_t index, std::vector<LinearOp> ops,
@@ -58,9 +58,9 @@ class Block {
   /// Frees what `prepare` made for all groups.
   void release();
 
-  /// Takes a sample, which stands at the input of group `group - 1` (or at the block's input for group 0), to the input
-  /// of `group` and returns it, `[tokens, in]`; the memory belongs to `state` or `scratch`. Needs groups before
-  /// `group` prepared.
+  /// Takes a sample, which stands at the input of group `group - 1` (or at the block's input for group 0), to
+  /// the input of `group` and returns it, `[tokens, in]`; the memory belongs to `state` or `scratch`. Needs
+  /// groups before `group` prepared.
   at::Tensor advance(size_t group, SampleState& state, linalg::Scratch& scratch) const;
   /// From the input of the last group to the block's output, left in `state.hidden`.
   void finish(SampleState& state, linalg::Scratch& scratch) const;

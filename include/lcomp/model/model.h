@@ -15,8 +15,8 @@
 
 namespace lcomp::model {
 
-/// A checkpoint and what its config.json says of it. Holds no weights: blocks, embedding rows and tiles of the head are
-/// read when asked for, and belong to the caller.
+/// A checkpoint and what its config.json says of it. Holds no weights: blocks, embedding rows and tiles of
+/// the head are read when asked for, and belong to the caller.
 class Model {
  public:
   /// Opens a Hugging Face directory. All names and shapes are checked here, before any value is read:
@@ -42,7 +42,8 @@ class Model {
 
   /// Stored tensors that belong to block `i`, sorted.
   std::vector<std::string> block_tensors(int64_t i) const;
-  /// Stored tensors that belong to no block: embedding, final norm, head, and what the model does not use; sorted.
+  /// Stored tensors that belong to no block: embedding, final norm, head, and what the model does not use;
+  /// sorted.
   std::vector<std::string> outer_tensors() const;
 
   /// Embedding rows of `ids`, float32 `[tokens, hidden]`. An id outside the vocabulary is InvalidArgument.
@@ -52,7 +53,8 @@ class Model {
   /// Rows [begin, begin + count) of the head, float32 `[count, hidden]`.
   at::Tensor head_rows(int64_t begin, int64_t count) const;
 
-  /// Parameters and stored bytes of the whole checkpoint; packed weights count as the matrices they stand for.
+  /// Parameters and stored bytes of the whole checkpoint; packed weights count as the matrices they stand
+  /// for.
   int64_t parameters() const;
   uint64_t stored_bytes() const { return checkpoint_->total_bytes(); }
   /// The type of the embedding matrix, which stands for "the model's type".
