@@ -58,6 +58,8 @@ class BasicJsonView {
   const J& value() const { return *value_; }
   /// The JSON pointer of this value ("" is the whole document).
   const std::string& pointer() const { return pointer_; }
+  /// `where: pointer`, as in the errors of the getters.
+  std::string place() const { return pointer_.empty() ? where_ : where_ + ": " + pointer_; }
 
   /// The member `key` of this object, which must exist.
   BasicJsonView at(const std::string& key) const;
