@@ -1,6 +1,7 @@
-// Read first by clang (clang-tidy, the fuzzers), never by GCC. LibTorch 1.13 names std::vector<IValue> while IValue is
-// incomplete. The members of the vector of libstdc++ 12 are constexpr, which makes clang instantiate them on the spot and
-// stop there; here they are not. (__fill_a1 was declared constexpr by a header read before, so it keeps its own name.)
+// Read first by clang (clang-tidy, the fuzzers), never by GCC. LibTorch 1.13 names std::vector<IValue> while
+// IValue is incomplete. The members of the vector of libstdc++ 12 are constexpr, which makes clang
+// instantiate them on the spot and stop there; here they are not. (__fill_a1 was declared constexpr by a
+// header read before, so it keeps its own name.)
 #include <bits/allocator.h>
 #include <bits/range_access.h>
 #include <bits/stl_algobase.h>
