@@ -11,7 +11,6 @@
 #include "quant/range.h"
 
 namespace lcomp::quant {
-namespace {
 
 Grid empty_grid(const at::Tensor& weight, const QuantScheme& scheme) {
   const std::vector<int64_t> shape = {scheme.scale_rows(weight.size(0)), scheme.groups(weight.size(1))};
@@ -20,6 +19,8 @@ Grid empty_grid(const at::Tensor& weight, const QuantScheme& scheme) {
   if (!scheme.symmetric) grid.zero = at::empty(shape, at::kChar);
   return grid;
 }
+
+namespace {
 
 /// Sum of |w^ - w|^p over the matrix when one (scale, zero) serves all of it; rows in order.
 double tensor_error(const at::Tensor& weight, const QuantScheme& scheme, double scale, double zero,

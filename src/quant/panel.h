@@ -11,6 +11,9 @@
 
 namespace lcomp::quant {
 
+/// A grid for `weight` with nothing in it yet.
+Grid empty_grid(const at::Tensor& weight, const QuantScheme& scheme);
+
 /// Number of panels that hold `rows` rows.
 inline int64_t panel_count(int64_t rows) {
   return (rows + kPanelRows - 1) / kPanelRows;

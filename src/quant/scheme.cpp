@@ -2,46 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-
 #include "lcomp/core/error.h"
+#include "lcomp/core/option_ranges.h"
 
 namespace lcomp::quant {
-namespace {
-
-/// Fields that `visit` bounds are checked by visiting them, so that the ranges stand in one place.
-class RangeCheck final : public FieldVisitor {
- public:
-  explicit RangeCheck(std::string_view where) : where_(where) {}
-
-  void field(std::string_view, bool&, std::string_view) override {}
-  void field(std::string_view name, int64_t& value, Range range, std::string_view) override {
-    check(name, static_cast<double>(value), range);
-  }
-  void field(std::string_view name, double& value, Range range, std::string_view) override {
-    check(name, value, range);
-  }
-  void field(std::string_view, std::string&, std::string_view) override {}
-  void field(std::string_view, std::vector<std::string>&, std::string_view) override {}
-  void choice(std::string_view, size_t&, const std::vector<std::string_view>&, std::string_view) override {}
-  void object(std::string_view, std::string_view, const std::function<void(FieldVisitor&)>& visit) override {
-    visit(*this);
-  }
-
- private:
-  void check(std::string_view name, double value, Range range) const {
-    if (value >= range.min && value <= range.max) return;
-    throw InvalidArgument(
-        std::string(where_),
-        std::isinf(range.max)
-            ? fmt::format("{} must be at least {}; received {}", name, range.min, value)
-            : fmt::format("{} must be in [{}, {}]; received {}", name, range.min, range.max, value));
-  }
-
-  std::string_view where_;
-};
-
-}  // namespace
 
 void QuantScheme::visit(FieldVisitor& v) {
   v.field("bits", bits, {2, 8}, "bits of a code");
@@ -61,8 +25,8 @@ void QuantScheme::visit(FieldVisitor& v) {
 }
 
 void QuantScheme::validate(c10::IntArrayRef shape, std::string_view where, std::string_view name) const {
-  RangeCheck check(where);
-  QuantScheme(*this).visit(check);
+  QuantScheme copy = *this;
+  check_ranges([&](FieldVisitor& v) { copy.visit(v); }, where);
   const std::string of = name.empty() ? "" : fmt::format(" of '{}'", name);
   if (shape.size() != 2) {
     throw InvalidArgument(
