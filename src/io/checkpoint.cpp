@@ -6,6 +6,7 @@
 #include "io/checkpoint_index.h"
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
+#include "lcomp/core/nearest.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
 #include "lcomp/io/safetensors.h"
@@ -120,8 +121,9 @@ class FileCheckpoint final : public Checkpoint {
   const SafetensorsFile& home(const std::string& name) const {
     const auto found = home_.find(name);
     if (found == home_.end())
-      throw CorruptFile(where_, fmt::format("the checkpoint must have the tensor {}; it is not among its {}",
-                                            quote_name(name), names_.size()));
+      throw CorruptFile(where_,
+                        fmt::format("the checkpoint must have the tensor {}; it is not among its {}{}",
+                                    quote_name(name), names_.size(), did_you_mean(name, names_)));
     return *found->second;
   }
 

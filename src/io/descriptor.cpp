@@ -67,6 +67,11 @@ void read_all(const Descriptor& file, const std::filesystem::path& path, uint64_
   }
 }
 
+void truncate_file(const Descriptor& file, const std::filesystem::path& path, uint64_t size) {
+  if (::ftruncate(file.get(), static_cast<off_t>(size)) != 0)
+    throw_system_error(path, "cut to its valid length");
+}
+
 void sync_file(const Descriptor& file, const std::filesystem::path& path) {
   // EINVAL: a special file that has nothing to synchronise.
   if (::fsync(file.get()) != 0 && errno != EINVAL) throw_system_error(path, "synchronised with the disk");

@@ -55,6 +55,8 @@ void write_all(const Descriptor& file, const std::filesystem::path& path, std::s
 void read_all(const Descriptor& file, const std::filesystem::path& path, uint64_t offset,
               std::span<std::byte> out);
 
+void truncate_file(const Descriptor& file, const std::filesystem::path& path, uint64_t size);
+
 void sync_file(const Descriptor& file, const std::filesystem::path& path);
 
 }  // namespace lcomp::io

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 
 #include <catch2/catch.hpp>
 #include <csignal>
@@ -10,42 +9,12 @@
 #include "io/descriptor.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/hash.h"
+#include "support/child_process.h"
 #include "support/test_data.h"
 
 using namespace lcomp;
 using namespace lcomp::io;
 using Catch::Contains;
-
-namespace {
-
-/// Runs `body` in a child process and returns what it returns (at most a few kilobytes).
-std::string in_child(const std::function<std::string()>& body) {
-  int pipe[2];
-  REQUIRE(::pipe(pipe) == 0);
-  const pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    std::string text;
-    try {
-      text = body();
-    } catch (const std::exception& error) {
-      text = std::string("unexpected: ") + error.what();
-    }
-    const ssize_t written = ::write(pipe[1], text.data(), text.size());
-    ::_exit(written == static_cast<ssize_t>(text.size()) ? 0 : 1);
-  }
-  ::close(pipe[1]);
-  std::string text(8192, '\0');
-  const ssize_t got = ::read(pipe[0], text.data(), text.size());
-  ::close(pipe[0]);
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  REQUIRE(WIFEXITED(status));
-  text.resize(static_cast<size_t>(std::max<ssize_t>(got, 0)));
-  return text;
-}
-
-}  // namespace
 
 TEST_CASE("an atomic write replaces the file and records what it wrote", "[io][files]") {
   const test::TempDir dir;
@@ -78,7 +47,7 @@ TEST_CASE("a file that is not committed leaves the old one and no trace", "[io][
 TEST_CASE("a writer that is killed leaves the old file, and the next one succeeds", "[io][files]") {
   const test::TempDir dir;
   write_file_atomic(dir / "f", "old");
-  in_child([&]() -> std::string {
+  test::in_child([&]() -> std::string {
     AtomicFile file(dir / "f");
     file.write("half");
     ::_exit(0);
@@ -112,7 +81,7 @@ TEST_CASE("a full disk is a resource error with the path and the system's words"
 TEST_CASE("a write that fails half-way leaves nothing behind", "[io][files]") {
   const test::TempDir dir;
   write_file_atomic(dir / "f", "old");
-  const std::string error = in_child([&]() -> std::string {
+  const std::string error = test::in_child([&]() -> std::string {
     const rlimit limit{.rlim_cur = 4096, .rlim_max = 4096};
     ::setrlimit(RLIMIT_FSIZE, &limit);
     std::signal(SIGXFSZ, SIG_IGN);

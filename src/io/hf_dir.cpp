@@ -1,0 +1,67 @@
+#include "lcomp/io/hf_dir.h"
+
+#include <array>
+
+#include "io/json_util.h"
+#include "lcomp/core/error.h"
+
+namespace lcomp::io {
+namespace {
+
+constexpr const char* kConfigFile = "config.json";
+
+constexpr std::array kCompanions = {
+    "added_tokens.json", "chat_template.jinja",     "generation_config.json",
+    "merges.txt",        "special_tokens_map.json", "tokenizer.json",
+    "tokenizer.model",   "tokenizer_config.json",   "vocab.json",
+    "vocab.txt",
+};
+
+bool is_companion(const std::string& name) {
+  return name.starts_with("LICENSE") ||
+         std::find(kCompanions.begin(), kCompanions.end(), name) != kCompanions.end();
+}
+
+OrderedJson parse_entry(const std::string& key, const std::string& text) {
+  try {
+    return parse_ordered_json(text, key);
+  } catch (const CorruptFile& error) {
+    throw InvalidArgument("config_with",
+                          fmt::format("the value of {} must be JSON; {}", quote_name(key), error.what()));
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> companion_files(const std::filesystem::path& dir) {
+  std::vector<std::string> names;
+  for (const std::filesystem::path& entry : list_directory(dir)) {
+    std::error_code ignored;
+    const std::string name = entry.filename().string();
+    if (is_companion(name) && std::filesystem::is_regular_file(entry, ignored)) names.push_back(name);
+  }
+  return names;
+}
+
+std::vector<FileRecord> copy_companion_files(const std::filesystem::path& from,
+                                             const std::filesystem::path& to) {
+  std::vector<FileRecord> records;
+  for (const std::string& name : companion_files(from))
+    records.push_back(copy_file_atomic(from / name, to / name));
+  return records;
+}
+
+std::string config_with(const std::string& config, const JsonEntries& entries, const std::string& where) {
+  OrderedJson json = parse_ordered_json(config, where, {.error = ErrorKind::kConfig});
+  OrderedJsonView(json, where, ErrorKind::kConfig).members();  // must be an object
+  for (const auto& [key, text] : entries) json[key] = parse_entry(key, text);
+  return json.dump(2) + "\n";
+}
+
+FileRecord copy_config(const std::filesystem::path& from, const std::filesystem::path& to,
+                       const JsonEntries& entries) {
+  const std::filesystem::path source = from / kConfigFile;
+  return write_file_atomic(to / kConfigFile, config_with(read_file(source), entries, source.string()));
+}
+
+}  // namespace lcomp::io

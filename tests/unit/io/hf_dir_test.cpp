@@ -1,0 +1,83 @@
+#include "lcomp/io/hf_dir.h"
+
+#include <catch2/catch.hpp>
+
+#include "io/json_util.h"
+#include "lcomp/core/error.h"
+#include "support/test_data.h"
+
+using namespace lcomp;
+using namespace lcomp::io;
+using Catch::Contains;
+
+TEST_CASE("tokenizer, generation settings and licences go along; weights and model cards do not",
+          "[io][hf_dir]") {
+  const test::TempDir dir;
+  make_directories(dir / "from");
+  make_directories(dir / "to");
+  for (const std::string name :
+       {"tokenizer.json", "merges.txt", "LICENSE", "LICENSE.txt", "chat_template.jinja",
+        "generation_config.json", "README.md", "config.json", "model.safetensors", "pytorch_model.bin",
+        "model.safetensors.index.json", "modeling.py"})
+    write_file_atomic(dir / "from" / name, "content of " + name);
+  make_directories(dir / "from/vocab.json");  // a directory is no file
+  const std::vector<std::string> wanted = {
+      "LICENSE",    "LICENSE.txt",   "chat_template.jinja", "generation_config.json",
+      "merges.txt", "tokenizer.json"};
+  REQUIRE(companion_files(dir / "from") == wanted);
+  const auto records = copy_companion_files(dir / "from", dir / "to");
+  REQUIRE(records.size() == wanted.size());
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    REQUIRE(records[i] == record_of(dir / "to", wanted[i]));
+    REQUIRE(read_file(dir / "to" / wanted[i]) == "content of " + wanted[i]);
+  }
+  REQUIRE_THROWS_AS(companion_files(dir / "none"), ResourceError);
+}
+
+TEST_CASE("a config keeps unknown fields and the order of its keys", "[io][hf_dir]") {
+  const std::string config =
+      R"({"zeta":1e-05,"model_type":"llama","alpha":{"y":[1.5,null],"b":"é"},"big":1000000.0})";
+  const std::string same = config_with(config, {}, "config.json");
+  REQUIRE(parse_ordered_json(same, "x").dump() == config);
+  REQUIRE(same.ends_with("}\n"));
+  REQUIRE(config_with(same, {}, "x") == same);
+}
+
+TEST_CASE("entries replace a config's key in its place or follow at the end", "[io][hf_dir]") {
+  const std::string out = config_with(
+      R"({"a":1,"quantization_config":{"old":1},"b":2})",
+      {{"quantization_config", R"({"z":1,"a":2})"}, {"torch_dtype", "\"bfloat16\""}}, "config.json");
+  REQUIRE(parse_ordered_json(out, "x").dump() ==
+          R"({"a":1,"quantization_config":{"z":1,"a":2},"b":2,"torch_dtype":"bfloat16"})");
+}
+
+TEST_CASE("a config or entry that is not JSON is refused with its place", "[io][hf_dir]") {
+  REQUIRE_THROWS_AS(config_with("{", {}, "config.json"), ConfigError);
+  REQUIRE_THROWS_WITH(config_with("{", {}, "config.json"),
+                      Contains("[config.json: line 1, column 2] must be valid JSON"));
+  REQUIRE_THROWS_AS(config_with("[]", {}, "config.json"), ConfigError);
+  REQUIRE_THROWS_WITH(config_with("[]", {}, "config.json"),
+                      "[config.json] must be an object; it is an array");
+  REQUIRE_THROWS_AS(config_with("{}", {{"k", "{"}}, "config.json"), InvalidArgument);
+  REQUIRE_THROWS_WITH(config_with("{}", {{"k", "{"}}, "config.json"),
+                      Contains("[config_with] the value of \"k\" must be JSON; [k: line 1, column 2]"));
+}
+
+TEST_CASE("every fixture's config.json survives a copy value for value", "[io][hf_dir]") {
+  const auto folder = test::shared_data("golden/models");
+  if (!folder) {
+    WARN("skipped: no shared test data");
+    return;
+  }
+  const test::TempDir dir;
+  int seen = 0;
+  for (const auto& model : list_directory(*folder)) {
+    if (!std::filesystem::exists(model / "config.json")) continue;
+    CAPTURE(model.string());
+    const FileRecord record = copy_config(model, dir.path());
+    REQUIRE(record == record_of(dir.path(), "config.json"));
+    REQUIRE(read_ordered_json(dir / "config.json") == read_ordered_json(model / "config.json"));
+    ++seen;
+  }
+  REQUIRE(seen > 0);
+}
