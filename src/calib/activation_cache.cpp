@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "lcomp/core/error.h"
+#include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
 
 namespace lcomp::calib {
@@ -144,17 +145,12 @@ uint64_t ActivationCache::bytes_needed(const std::vector<int64_t>& lengths, int6
 }
 
 std::string ActivationCache::write_to(const std::filesystem::path& file, int64_t columns) const {
-  std::ofstream out(file, std::ios::binary | std::ios::trunc);
-  io::Hasher hasher;
+  io::AtomicFile out(file);
   for (int64_t i = 0; i < samples(); ++i) {
     const at::Tensor values = load(i, columns);
-    const size_t bytes = static_cast<size_t>(values.numel()) * sizeof(float);
-    hasher.add(values.data_ptr(), bytes);
-    out.write(static_cast<const char*>(values.data_ptr()), static_cast<std::streamsize>(bytes));
+    out.write(std::as_bytes(std::span(values.data_ptr<float>(), static_cast<size_t>(values.numel()))));
   }
-  out.close();
-  if (!out) fail(file, "writing the activations");
-  return hasher.hex();
+  return out.commit().hash;
 }
 
 std::string ActivationCache::read_from(const std::filesystem::path& file, int64_t columns) {

@@ -39,6 +39,8 @@ dnnl::matmul::primitive_desc describe_product(int64_t rows, Precision precision,
   const int64_t in = weights.dims()[0];
   const int64_t out = weights.dims()[1];
   dnnl::primitive_attr attributes;
+  // The library's own scratchpad belongs to the thread that made the primitive; ours run on any thread.
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   if (accumulate) {
     dnnl::post_ops sum;
     sum.append_sum(1.0F);
@@ -48,6 +50,14 @@ dnnl::matmul::primitive_desc describe_product(int64_t rows, Precision precision,
                                    plain(rows, out, memory::data_type::f32));
   return dnnl::matmul::primitive_desc(product, attributes, cpu_engine());
 }
+
+struct Product {
+  dnnl::matmul primitive;
+  memory::desc scratchpad;
+};
+
+// Slots of Scratch used here; see kFirstFreeSlot.
+enum Slot : size_t { kConversion, kScratchpad };
 
 }  // namespace
 
@@ -97,14 +107,17 @@ struct PackedMatrix::Impl {
   memory weights;
   // Products by (rows, accumulate). Full chunks are made once; the remainder of each sample length once more.
   mutable std::mutex mutex;
-  mutable std::map<std::pair<int64_t, bool>, dnnl::matmul> products;
+  mutable std::map<std::pair<int64_t, bool>, Product> products;
 
-  dnnl::matmul product_for(int64_t rows, bool accumulate) const {
+  Product product_for(int64_t rows, bool accumulate) const {
     const std::lock_guard lock(mutex);
     auto found = products.find({rows, accumulate});
     if (found == products.end()) {
       const auto description = describe_product(rows, precision, weights.get_desc(), accumulate);
-      found = products.emplace(std::pair{rows, accumulate}, dnnl::matmul(description)).first;
+      found = products
+                  .emplace(std::pair{rows, accumulate},
+                           Product{dnnl::matmul(description), description.scratchpad_desc()})
+                  .first;
     }
     return found->second;
   }
@@ -157,23 +170,26 @@ int64_t PackedMatrix::in_features() const {
 }
 
 void PackedMatrix::multiply(const float* x, int64_t rows, float* y, bool accumulate, Scratch& scratch) const {
-  constexpr size_t kConversionSlot = 0;
   for (int64_t begin = 0; begin < rows; begin += kRowChunk) {
     const int64_t count = std::min(kRowChunk, rows - begin);
     const float* from = x + begin * impl_->in;
     const void* source = from;
     if (impl_->precision == Precision::kBf16) {
       auto* converted =
-          reinterpret_cast<uint16_t*>(scratch.floats(kConversionSlot, (kRowChunk * impl_->in + 1) / 2));
+          reinterpret_cast<uint16_t*>(scratch.floats(kConversion, (kRowChunk * impl_->in + 1) / 2));
       floats_to_bf16(from, converted, count * impl_->in);
       source = converted;
     }
-    const dnnl::matmul product = impl_->product_for(count, accumulate);
+    const Product product = impl_->product_for(count, accumulate);
+    const auto pad_floats = static_cast<int64_t>(product.scratchpad.get_size() / sizeof(float)) + 1;
+    const memory pad(product.scratchpad, cpu_engine(), scratch.floats(kScratchpad, pad_floats));
     const memory src(plain(count, impl_->in, dnnl_type(impl_->precision)), cpu_engine(),
                      const_cast<void*>(source));
     const memory dst(plain(count, impl_->out, memory::data_type::f32), cpu_engine(), y + begin * impl_->out);
-    product.execute(thread_stream(),
-                    {{DNNL_ARG_SRC, src}, {DNNL_ARG_WEIGHTS, impl_->weights}, {DNNL_ARG_DST, dst}});
+    product.primitive.execute(thread_stream(), {{DNNL_ARG_SRC, src},
+                                                {DNNL_ARG_WEIGHTS, impl_->weights},
+                                                {DNNL_ARG_DST, dst},
+                                                {DNNL_ARG_SCRATCHPAD, pad}});
     thread_stream().wait();
   }
 }

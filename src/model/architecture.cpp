@@ -61,10 +61,10 @@ std::vector<OperatorInfo> Architecture::operators(int64_t block) const {
 
 std::vector<GroupInfo> Architecture::groups(int64_t block) const {
   const std::string prefix = block_prefix(block);
-  return {{"attention_input", {0, 1, 2}, prefix + "input_layernorm"},
-          {"attention_output", {3}, prefix + "self_attn.v_proj"},
-          {"mlp_input", {4, 5}, prefix + "post_attention_layernorm"},
-          {"mlp_output", {6}, prefix + "mlp.up_proj"}};
+  return {{"attention_input", {0, 1, 2}, prefix + "input_layernorm", false},
+          {"attention_output", {3}, prefix + "self_attn.v_proj", true},
+          {"mlp_input", {4, 5}, prefix + "post_attention_layernorm", false},
+          {"mlp_output", {6}, prefix + "mlp.up_proj", true}};
 }
 
 double Architecture::linear_flops_per_token() const {

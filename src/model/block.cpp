@@ -20,13 +20,11 @@ at::Tensor view_of(float* data, int64_t rows, int64_t cols) {
   return at::from_blob(data, {rows, cols}, at::kFloat);
 }
 
-/// `work` of the wanted shape, reusing its memory when the sizes allow.
+/// `work` of the wanted shape, in the memory it has when that is large enough.
 float* work_buffer(SampleState& state, int64_t rows, int64_t cols) {
-  if (!state.work.defined() || state.work.numel() != rows * cols) {
-    state.work = at::empty({rows, cols}, at::kFloat);
-  } else {
-    state.work = state.work.view({rows, cols});
-  }
+  const auto bytes = static_cast<size_t>(rows * cols) * sizeof(float);
+  if (!state.work.defined() || state.work.storage().nbytes() < bytes) state.work = at::empty({rows * cols}, at::kFloat);
+  state.work = state.work.as_strided({rows, cols}, {cols, 1});
   return state.work.data_ptr<float>();
 }
 
@@ -114,8 +112,7 @@ void Block::finish(SampleState& state, linalg::Scratch& scratch) const {
   add_projection(kMlpOutput, state, scratch);
 }
 
-void Block::forward(at::Tensor& hidden, linalg::Scratch& scratch, const Tap& tap) const {
-  SampleState state{hidden, {}};
+void Block::forward(SampleState& state, linalg::Scratch& scratch, const Tap& tap) const {
   for (size_t g = 0; g < groups_.size(); ++g) {
     const at::Tensor input = advance(g, state, scratch);
     if (tap) tap(g, input);

@@ -61,7 +61,7 @@ class PackedMatrix {
 };
 
 /// Slots of a Scratch below this number belong to this header; callers use the others.
-constexpr size_t kFirstFreeSlot = 1;
+constexpr size_t kFirstFreeSlot = 2;
 
 /// Adds x^T x to the upper triangle of `gram`, in float32 (symmetric rank-k update: half the work of a
 /// product). x is `[rows, n]` contiguous, gram `[n, n]`. Tiles of the triangle are shared out over the pool;

@@ -64,8 +64,8 @@ class Block {
   at::Tensor advance(size_t group, SampleState& state, linalg::Scratch& scratch) const;
   /// From the input of the last group to the block's output, left in `state.hidden`.
   void finish(SampleState& state, linalg::Scratch& scratch) const;
-  /// All groups and `finish`: `hidden` becomes the block's output. Needs all groups prepared.
-  void forward(at::Tensor& hidden, linalg::Scratch& scratch, const Tap& tap = {}) const;
+  /// All groups and `finish`: `state.hidden` becomes the block's output. Needs all groups prepared.
+  void forward(SampleState& state, linalg::Scratch& scratch, const Tap& tap = {}) const;
 
  private:
   struct Kernels;

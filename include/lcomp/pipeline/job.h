@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "lcomp/calib/token_samples.h"
 #include "lcomp/core/options.h"
 #include "lcomp/pipeline/method.h"
 
@@ -16,8 +17,7 @@ namespace lcomp::pipeline {
 /// Precision of the matrix products of the forward passes; sums are always float32.
 enum class Compute { kAuto, kF32, kBf16 };
 
-/// What becomes of a calibration sample with fewer tokens than asked for.
-enum class ShortSamples { kPack, kDrop, kError };
+using calib::ShortSamples;
 
 /// Where the hidden states between two blocks are kept.
 enum class CachePlace { kAuto, kMemory, kDisk };
@@ -113,10 +113,6 @@ namespace lcomp {
 template <>
 struct EnumNames<pipeline::Compute> {
   static constexpr std::array<std::string_view, 3> names = {"auto", "f32", "bf16"};
-};
-template <>
-struct EnumNames<pipeline::ShortSamples> {
-  static constexpr std::array<std::string_view, 3> names = {"pack", "drop", "error"};
 };
 template <>
 struct EnumNames<pipeline::CachePlace> {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <functional>
 #include <memory>
 #include <string>
@@ -38,6 +40,22 @@ struct PassOptionsOf final : PassOptions {
   std::unique_ptr<PassOptions> clone() const override { return std::make_unique<PassOptionsOf>(*this); }
 };
 
+class Pass;
+
+/// An operator before anything of it is read.
+struct PlannedOperator {
+  std::string name;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  c10::ScalarType dtype = c10::ScalarType::Float;  ///< of the model's weights
+};
+
+/// What a method will make of it.
+struct PlannedWeight {
+  std::string scheme;  ///< for people: "int4 symmetric, groups of 64"
+  int64_t bytes_after = 0;
+};
+
 /// One row of the table of methods.
 struct MethodInfo {
   std::string name;     ///< as in job files: "gptq"
@@ -45,6 +63,12 @@ struct MethodInfo {
   /// Whether a job with this method must have a calibration text.
   bool needs_calibration = false;
   std::function<std::unique_ptr<PassOptions>()> default_options;
+  /// Size and description of one operator's result; throws InvalidArgument when the settings do not fit the
+  /// shape.
+  std::function<PlannedWeight(const PassOptions&, const PlannedOperator&)> plan_weight;
+  /// The pass itself, from the settings of the job's entry (overrides reach it through
+  /// `PassContext::settings`).
+  std::function<std::unique_ptr<Pass>(const PassOptions&)> make_pass;
 };
 
 /// The methods that job files can name, in the order in which they were added.

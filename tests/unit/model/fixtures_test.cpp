@@ -20,12 +20,13 @@ double max_abs(const at::Tensor& x) {
 /// Runs row `b` of the fixture's ids through the model and compares every block's output and the logits.
 void check_row(const model::Model& model, const io::SafetensorsFile& io, const at::Tensor& ids, int64_t b) {
   const at::Tensor row = ids[b].contiguous();
-  at::Tensor hidden = model.embed({row.data_ptr<int64_t>(), static_cast<size_t>(row.numel())});
+  model::SampleState state;
+  at::Tensor& hidden = state.hidden = model.embed({row.data_ptr<int64_t>(), static_cast<size_t>(row.numel())});
   linalg::Scratch scratch;
   for (int64_t i = 0; i < model.size(); ++i) {
     model::Block block = model.load_block(i);
     for (size_t g = 0; g < block.groups().size(); ++g) block.prepare(g, linalg::Precision::kF32);
-    block.forward(hidden, scratch);
+    block.forward(state, scratch);
     const at::Tensor expected = io.read(fmt::format("block.{}.out", i)).to(at::kFloat)[b];
     INFO("block " << i << ", row " << b);
     REQUIRE(max_abs(hidden - expected) < 1e-4);

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "lcomp/calib/activation_cache.h"
+#include "lcomp/calib/input_stats.h"
+#include "lcomp/core/threads.h"
+#include "lcomp/linalg/gemm.h"
+#include "lcomp/model/block.h"
+
+namespace lcomp::calib {
+
+/// Floating-point operations counted from the shapes, and the wall seconds they took.
+struct WorkCount {
+  double forward_flops = 0;
+  double forward_seconds = 0;
+  double statistics_flops = 0;
+  double statistics_seconds = 0;
+
+  WorkCount& operator+=(const WorkCount& other);
+};
+
+/// Takes all cached samples through blocks. Samples run in parallel, each on one thread; statistics are
+/// summed in the order of the samples. Everything is independent of the number of threads.
+class SampleRunner {
+ public:
+  /// `hidden` holds the samples' residual stream. `work` has room for the widest group input that a block
+  /// keeps in `SampleState::work`; it is needed by the staged calls only and may be null otherwise.
+  /// `batch_tokens`: tokens whose group inputs are gathered before they enter a statistic; bounds the memory
+  /// for them.
+  SampleRunner(ThreadPool& pool, const model::Architecture& architecture, ActivationCache& hidden,
+               ActivationCache* work, int64_t batch_tokens);
+
+  /// Staged: takes all samples from the input of group `group - 1` (the block's input for 0) to that of
+  /// `group`, with the weights that the block has now, and returns the statistics of what `group` reads. Call
+  /// for each group in turn, then `finish`: one pass over the samples gives every statistic and the block's
+  /// output.
+  InputStats advance(const model::Block& block, size_t group, const Needs& needs);
+  void finish(const model::Block& block);
+
+  /// The statistics of all groups with the weights that the block has now; the cached samples stay at its
+  /// input.
+  std::vector<InputStats> observe(const model::Block& block, const Needs& needs);
+
+  /// Replaces each sample by the block's output.
+  void forward(const model::Block& block);
+
+  const WorkCount& work_count() const { return count_; }
+
+ private:
+  struct Batch {
+    int64_t begin = 0;
+    int64_t end = 0;
+    int64_t tokens = 0;
+  };
+
+  model::SampleState load_state(const model::Block& block, size_t group, int64_t sample) const;
+  void count_forward(const model::Block& block, size_t group);
+
+  ThreadPool& pool_;
+  const model::Architecture& architecture_;
+  ActivationCache& hidden_;
+  ActivationCache* work_;
+  std::vector<Batch> batches_;
+  std::vector<linalg::Scratch> scratch_;  // per thread
+  std::vector<at::Tensor> spare_work_;    // per thread, for `observe` and `forward`
+  at::Tensor gathered_;
+  WorkCount count_;
+};
+
+}  // namespace lcomp::calib

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lcomp/core/observer.h"
+#include "lcomp/core/threads.h"
+#include "lcomp/linalg/gemm.h"
+#include "lcomp/model/model.h"
+
+namespace lcomp::eval {
+
+/// How a text becomes windows. The text is tokenized whole, without special tokens, and cut into windows of
+/// `window` tokens that begin every `stride` tokens; a last, shorter window is left out.
+struct WindowOptions {
+  int64_t window = 2048;
+  int64_t stride = 0;       ///< 0: `window`, no overlap (the protocol of the GPTQ paper)
+  int64_t max_windows = 0;  ///< 0: all
+};
+
+/// A text as token windows, with what identifies it.
+struct EvaluationText {
+  std::vector<std::vector<int64_t>> windows;
+  int64_t window = 0;
+  int64_t stride = 0;
+  std::string file;
+  std::string text_hash;
+  std::string tokenizer_hash;
+
+  /// Predictions that are scored: all of the first window, the last `stride` ones of each other.
+  int64_t first_scored(size_t index) const {
+    return index == 0 ? 0 : std::max<int64_t>(0, window - 1 - stride);
+  }
+};
+
+/// Reads a UTF-8 text. `tokenizer_json` is the model's tokenizer.json. Throws ConfigError when the text is
+/// shorter than a window, or the options make no sense.
+EvaluationText read_evaluation_text(const std::filesystem::path& text,
+                                    const std::filesystem::path& tokenizer_json,
+                                    const WindowOptions& options);
+/// The same from token ids.
+EvaluationText make_evaluation_text(const std::vector<int64_t>& ids, const WindowOptions& options,
+                                    const std::string& where);
+
+/// Scores of a model on a text. Sums are in double, in the order of the tokens.
+struct Evaluation {
+  double perplexity = 0;  ///< exp of the mean negative log-likelihood of the scored tokens
+  int64_t tokens = 0;     ///< scored tokens
+  int64_t windows = 0;
+  double seconds = 0;
+  std::optional<double> reference_perplexity;
+  std::optional<double> kl_mean;         ///< mean over scored tokens of KL(reference || model), in nats
+  std::optional<double> top1_agreement;  ///< share of scored tokens where both rank the same token first
+};
+
+/// Runs `model`, and `reference` beside it when given, over all windows. Both are streamed: one block of each
+/// is in memory at a time, the head is read in tiles, and no logits of a whole window exist. Throws
+/// InvalidArgument when the two do not share their vocabulary.
+Evaluation evaluate(const model::Model& model, const model::Model* reference, const EvaluationText& text,
+                    linalg::Precision precision, ThreadPool& pool, Observer& observer);
+
+/// One sentence that says how the numbers were made, to be printed beside them.
+std::string protocol(const EvaluationText& text, linalg::Precision precision);
+
+}  // namespace lcomp::eval

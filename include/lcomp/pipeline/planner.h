@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lcomp/linalg/gemm.h"
+#include "lcomp/model/model.h"
+#include "lcomp/pipeline/job.h"
+#include "lcomp/pipeline/targets.h"
+
+namespace lcomp::pipeline {
+
+/// One operator and what the job makes of it.
+struct OperatorPlan {
+  std::string name;
+  int64_t block = 0;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  std::vector<std::string> methods;  ///< of the passes that change it, in order; empty: untouched
+  std::string scheme;                ///< what is stored
+  int64_t bytes_before = 0;
+  int64_t bytes_after = 0;
+};
+
+/// Estimated peak of the resident memory, in bytes, by what it is for.
+struct MemoryPlan {
+  uint64_t program = 0;      ///< the process itself: libraries, tokenizer
+  uint64_t block = 0;        ///< weights of one block, stored and laid out for products
+  uint64_t activations = 0;  ///< calibration samples kept in memory between blocks
+  uint64_t statistics = 0;   ///< second moments held at once
+  uint64_t solver = 0;       ///< factorisation and working copy of the largest operator
+  uint64_t scratch = 0;      ///< per-thread buffers and the batch that feeds the statistics
+  uint64_t evaluation = 0;   ///< peak of the evaluation, which comes after the rest is freed
+  uint64_t embedding = 0;    ///< peak of copying the tensors outside the blocks
+
+  /// The larger of the phases that follow each other.
+  uint64_t peak() const;
+};
+
+/// A job resolved against its model, without reading a weight.
+struct Plan {
+  std::vector<OperatorPlan> operators;
+  /// Settings per pass and operator (in the order of `operators`); null where a pass leaves an operator
+  /// alone.
+  std::vector<OperatorSettings> settings;
+  bool needs_calibration = false;
+  linalg::Precision compute = linalg::Precision::kF32;             ///< of the calibration's forward passes
+  linalg::Precision evaluation_compute = linalg::Precision::kF32;  ///< of the evaluation
+  bool activations_on_disk = false;
+  int64_t batch_tokens = 0;
+  int threads = 0;
+  MemoryPlan memory;
+  uint64_t disk_bytes = 0;  ///< needed at the output while the run is on
+  int64_t parameters = 0;
+  uint64_t bytes_before = 0;  ///< of all tensors
+  uint64_t bytes_after = 0;
+  double forward_flops = 0;  ///< of the calibration
+  std::vector<std::string> warnings;
+};
+
+/// Resolves every operator's settings and estimates memory, disk and work. Throws ConfigError that lists
+/// every setting that matches nothing or does not fit an operator, and ResourceError when `max_memory` cannot
+/// be kept.
+Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model);
+
+/// The same from the job alone: opens the model (headers only).
+Plan plan(const Job& job, const MethodTable& methods);
+
+}  // namespace lcomp::pipeline

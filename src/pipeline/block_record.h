@@ -1,0 +1,28 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "lcomp/pipeline/report_data.h"
+#include "lcomp/quant/scheme.h"
+
+namespace lcomp::pipeline {
+
+/// What the rest of a run has to know of a finished block: kept in the journal's note, so that a resumed run
+/// reports, describes and verifies blocks that it did not compute itself.
+struct BlockRecord {
+  BlockRow row;
+  std::vector<OperatorRow> operators;
+  /// Hash of the decoded weight (float32, `[out, in]`) of every operator that a pass changed.
+  std::map<std::string, std::string> decoded;
+  /// Grid of every operator that is stored packed.
+  std::map<std::string, quant::QuantScheme> schemes;
+  /// Hash of the samples behind this block, when they are saved for a resume; empty when there are none.
+  std::string samples_hash;
+
+  std::string to_json() const;
+  static BlockRecord from_json(const std::string& text);
+};
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,14 @@
+#include "lcomp/pipeline/builtin_methods.h"
+
+#include "pipeline/passes/passes.h"
+
+namespace lcomp::pipeline {
+
+MethodTable builtin_methods() {
+  MethodTable table;
+  table.add(rtn_method());
+  table.add(gptq_method());
+  return table;
+}
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,289 @@
+#include "lcomp/core/error.h"
+#include "lcomp/io/files.h"
+#include "lcomp/io/hash.h"
+#include "lcomp/quant/quantized_weight.h"
+#include "pipeline/run.h"
+
+/// The block loop of a run: load, compress, forward, write, commit.
+namespace lcomp::pipeline {
+namespace {
+
+using calib::ActivationCache;
+
+std::string block_step(int64_t block) {
+  return fmt::format("block {}", block);
+}
+std::string part_name(int64_t block) {
+  return fmt::format("{:04}", block);
+}
+
+/// Adds the wall seconds of its lifetime to a field of the block's row.
+class RowTimer {
+ public:
+  explicit RowTimer(double& seconds) : seconds_(seconds) {}
+  ~RowTimer() {
+    seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  RowTimer(const RowTimer&) = delete;
+  RowTimer& operator=(const RowTimer&) = delete;
+
+ private:
+  double& seconds_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+void prepare_all(model::Block& block, linalg::Precision precision) {
+  for (size_t g = 0; g < block.groups().size(); ++g) block.prepare(g, precision);
+}
+
+}  // namespace
+
+void Run::compress_blocks() {
+  const int64_t first = adopt_finished_blocks();
+  if (plan_.needs_calibration && first == 0) start_samples();
+  for (int64_t i = first; i < model_.size(); ++i) {
+    check_cancelled();
+    step("compress", i, model_.size(), fmt::format("block {} of {}", i + 1, model_.size()));
+    const std::string key = block_key(last_key_, i);
+    commit_block(i, key, compress_block(i));
+    write_report(RunStatus::kRunning);
+  }
+  step("compress", model_.size(), model_.size());
+  fill_roofline();
+}
+
+/// Depends on all that the block's result depends on: what came before it, and its own stored tensors.
+std::string Run::block_key(const std::string& previous_key, int64_t block) const {
+  io::Hasher hasher;
+  hasher.add(previous_key);
+  for (const std::string& name : model_.block_tensors(block))
+    hasher.add(name + model_.checkpoint().hash_of_tensor(name));
+  return hasher.hex();
+}
+
+/// Takes over the blocks that an earlier run finished, and returns the first that is left to do.
+int64_t Run::adopt_finished_blocks() {
+  std::vector<BlockRecord> records;
+  std::vector<std::string> keys{last_key_};
+  for (int64_t i = 0; i < model_.size(); ++i) {
+    const std::string key = block_key(keys.back(), i);
+    const auto found = work_->journal().committed(block_step(i), key);
+    if (!found) break;
+    records.push_back(BlockRecord::from_json(found->note));
+    keys.push_back(key);
+  }
+  auto count = static_cast<int64_t>(records.size());
+  const bool done = count == model_.size();
+  if (plan_.needs_calibration && count > 0 && !done &&
+      !restore_samples(count - 1, records.back().samples_hash)) {
+    observer_.note("the saved activations are gone or damaged: starting from the first block");
+    count = 0;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    records[static_cast<size_t>(i)].row.resumed = true;
+    writer_->adopt_part(part_name(i));
+    take_record(std::move(records[static_cast<size_t>(i)]));
+  }
+  last_key_ = keys[static_cast<size_t>(count)];
+  if (count > 0)
+    observer_.note(fmt::format("continuing after {} finished blocks of {}", count, model_.size()));
+  return count;
+}
+
+void Run::start_samples() {
+  const PhaseClock::Scope scope(clock_, "load");
+  const std::vector<int64_t> lengths = samples_.tokens.lengths();
+  const model::Architecture& a = model_.architecture();
+  int64_t widest = 0;
+  for (const auto& group : a.groups(0))
+    widest = std::max(widest, a.operators(0)[group.operators[0]].in_features);
+  const auto storage =
+      plan_.activations_on_disk ? ActivationCache::Storage::kDisk : ActivationCache::Storage::kMemory;
+  for (const char* name : {"hidden.cache", "work.cache"}) std::filesystem::remove(work_->path() / name);
+  samples_.hidden =
+      std::make_unique<ActivationCache>(lengths, a.hidden_size, storage, work_->path() / "hidden.cache");
+  samples_.work = std::make_unique<ActivationCache>(lengths, widest, storage, work_->path() / "work.cache");
+  samples_.runner = std::make_unique<calib::SampleRunner>(pool_, a, *samples_.hidden, samples_.work.get(),
+                                                          plan_.batch_tokens);
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    samples_.hidden->store(static_cast<int64_t>(i), model_.embed(samples_.tokens.sequences[i]));
+  }
+}
+
+std::filesystem::path Run::samples_file(int64_t block) const {
+  return work_->path() / fmt::format("samples-{:04}.bin", block);
+}
+
+bool Run::restore_samples(int64_t block, const std::string& hash) {
+  start_samples();
+  try {
+    return samples_.hidden->read_from(samples_file(block), model_.architecture().hidden_size) == hash;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+BlockRecord Run::compress_block(int64_t index) {
+  BlockRecord record;
+  record.row.block = index;
+  std::optional<model::Block> block;
+  {
+    const PhaseClock::Scope scope(clock_, "load");
+    const RowTimer timer(record.row.load_seconds);
+    block.emplace(model_.load_block(index));
+  }
+  const bool is_last = index + 1 == model_.size();
+  bool forwarded = false;
+  for (size_t p = 0; p < passes_.size(); ++p) {
+    const Pass& pass = *passes_[p];
+    // A sequential pass moves the samples on as it goes, so it must be the last to read them.
+    if (pass.sequential() && pass.needs().any() && p + 1 == passes_.size()) {
+      PassContext context{pool_, job_.strict, model_.dtype(), {}, record.operators};
+      context.settings = settings_of(p, index);
+      run_sequential_pass(pass, *block, is_last, record.row, context);
+      forwarded = true;
+    } else {
+      run_pass(p, *block, record.row, record.operators);
+    }
+  }
+  if (plan_.needs_calibration && !forwarded && !is_last) {
+    const PhaseClock::Scope scope(clock_, "forward");
+    const RowTimer timer(record.row.forward_seconds);
+    prepare_all(*block, plan_.compute);
+    samples_.runner->forward(*block);
+  }
+  block->release();
+  store_block(*block, record);
+  return record;
+}
+
+std::function<const PassOptions*(const std::string&)> Run::settings_of(size_t pass, int64_t block) const {
+  const auto per_block = static_cast<int64_t>(plan_.operators.size()) / model_.size();
+  return [this, pass, first = block * per_block, per_block](const std::string& name) -> const PassOptions* {
+    for (int64_t i = first; i < first + per_block; ++i) {
+      if (plan_.operators[static_cast<size_t>(i)].name == name)
+        return plan_.settings[pass][static_cast<size_t>(i)].get();
+    }
+    return nullptr;
+  };
+}
+
+/// The statistics of one group come after the groups before it are compressed; the samples move on in the
+/// same pass.
+void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_last, BlockRow& row,
+                              PassContext& context) {
+  for (size_t g = 0; g < block.groups().size(); ++g) {
+    check_cancelled();
+    calib::InputStats stats;
+    {
+      const PhaseClock::Scope scope(clock_, "calibrate");
+      const RowTimer timer(row.calibrate_seconds);
+      if (g > 0) block.prepare(g - 1, plan_.compute);
+      stats = samples_.runner->advance(block, g, pass.needs());
+    }
+    const PhaseClock::Scope scope(clock_, "solve");
+    const RowTimer timer(row.solve_seconds);
+    pass.compress(block, g, stats, context);
+  }
+  if (is_last) return;
+  const PhaseClock::Scope scope(clock_, "forward");
+  const RowTimer timer(row.forward_seconds);
+  block.prepare(block.groups().size() - 1, plan_.compute);
+  samples_.runner->finish(block);
+}
+
+void Run::run_pass(size_t p, model::Block& block, BlockRow& row, std::vector<OperatorRow>& rows) {
+  const Pass& pass = *passes_[p];
+  PassContext context{pool_, job_.strict, model_.dtype(), settings_of(p, block.index()), rows};
+  std::vector<calib::InputStats> stats(block.groups().size());
+  for (size_t g = 0; g < block.groups().size(); ++g) {
+    if (pass.needs().any() && (g == 0 || pass.sequential())) {
+      const PhaseClock::Scope scope(clock_, "calibrate");
+      const RowTimer timer(row.calibrate_seconds);
+      prepare_all(block, plan_.compute);
+      stats = samples_.runner->observe(block, pass.needs());
+    }
+    check_cancelled();
+    const PhaseClock::Scope scope(clock_, "solve");
+    const RowTimer timer(row.solve_seconds);
+    pass.compress(block, g, stats[g], context);
+  }
+}
+
+/// Hands the block's tensors to the writer: those of changed operators as the weights say, all others as they
+/// came.
+void Run::store_block(const model::Block& block, BlockRecord& record) {
+  const PhaseClock::Scope scope(clock_, "write");
+  const RowTimer timer(record.row.write_seconds);
+  std::vector<std::string> replaced;
+  for (const model::LinearOp& op : block.ops()) {
+    const bool changed = std::any_of(record.operators.begin(), record.operators.end(),
+                                     [&](const OperatorRow& row) { return row.name == op.info.name; });
+    const auto* packed = dynamic_cast<const quant::QuantizedWeight*>(op.weight.get());
+    if (packed != nullptr && (!changed || job_.write.format == WriteFormat::kCompressedTensors)) {
+      record.schemes[op.info.name] = packed->scheme();
+    }
+    if (!changed) continue;
+    replaced.push_back(op.info.name + ".weight");
+    if (job_.write.format == WriteFormat::kDense) {
+      const at::Tensor dense = op.weight->dense().to(model_.dtype());
+      writer_->add(op.info.name + ".weight", dense);
+      record.decoded[op.info.name] = decoded_hash(dense);
+    } else {
+      op.weight->save(*writer_, op.info.name);
+      record.decoded[op.info.name] = decoded_hash(op.weight->dense());
+    }
+  }
+  for (const std::string& name : model_.block_tensors(block.index())) {
+    const bool is_replaced = std::any_of(replaced.begin(), replaced.end(),
+                                         [&](const std::string& prefix) { return name.starts_with(prefix); });
+    if (!is_replaced) writer_->add(name, model_.checkpoint().read(name));
+  }
+}
+
+/// The samples behind the block, the block's tensors, then the journal's line: a kill anywhere between leaves
+/// a state from which the block is done again or found done.
+void Run::commit_block(int64_t index, const std::string& key, BlockRecord record) {
+  const PhaseClock::Scope scope(clock_, "write");
+  if (plan_.needs_calibration && index + 1 < model_.size()) {
+    record.samples_hash = samples_.hidden->write_to(samples_file(index), model_.architecture().hidden_size);
+  }
+  const io::FileRecord part = writer_->commit_part(part_name(index));
+  work_->journal().commit({block_step(index), key, {part}, record.to_json()});
+  if (index > 0) std::filesystem::remove(samples_file(index - 1));
+  last_key_ = key;
+  take_record(std::move(record));
+}
+
+/// Adds a finished block to what the report, the config and the verification are made of.
+void Run::take_record(BlockRecord record) {
+  for (const std::string& name : model_.block_tensors(record.row.block)) {
+    const bool changed = std::any_of(record.decoded.begin(), record.decoded.end(),
+                                     [&](const auto& op) { return name.starts_with(op.first + ".weight"); });
+    if (!changed) record_.copied[name] = model_.checkpoint().hash_of_tensor(name);
+  }
+  record_.decoded.insert(record.decoded.begin(), record.decoded.end());
+  for (const OperatorRow& row : record.operators) {
+    record_.described[row.name] = row.scheme;
+    report_.totals.compressed_parameters += row.out_features * row.in_features;
+    if (row.fell_back) report_.warnings.push_back(fmt::format("{}: fell back to {}", row.name, row.fallback));
+  }
+  schemes_.insert(record.schemes.begin(), record.schemes.end());
+  report_.operators.insert(report_.operators.end(), record.operators.begin(), record.operators.end());
+  report_.blocks.push_back(record.row);
+}
+
+/// What the matrix products of the calibration reached, against the best product that this processor does.
+void Run::fill_roofline() {
+  if (!samples_.runner) return;
+  const calib::WorkCount& count = samples_.runner->work_count();
+  if (count.forward_seconds <= 0) return;
+  const bool bf16 = plan_.compute == linalg::Precision::kBf16;
+  const double threads = pool_.size();
+  report_.roofline.push_back({"forward", bf16 ? "bf16" : "f32", count.forward_flops, count.forward_seconds,
+                              threads * linalg::measure_gemm_peak(plan_.compute)});
+  report_.roofline.push_back({"statistics", "f32", count.statistics_flops, count.statistics_seconds,
+                              threads * linalg::measure_gemm_peak(linalg::Precision::kF32)});
+}
+
+}  // namespace lcomp::pipeline

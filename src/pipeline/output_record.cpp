@@ -1,0 +1,137 @@
+#include "pipeline/output_record.h"
+
+#include "io/json_util.h"
+#include "lcomp/core/error.h"
+#include "lcomp/io/hash.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+using io::OrderedJson;
+
+/// Two operators share a config group when a reader decodes them alike.
+bool same_grid(const quant::QuantScheme& a, const quant::QuantScheme& b) {
+  return a.bits == b.bits && a.symmetric == b.symmetric && a.granularity == b.granularity &&
+         (a.granularity != quant::Granularity::kGroup || a.group_size == b.group_size);
+}
+
+std::map<std::string, std::string> read_map(const io::OrderedJsonView& json) {
+  std::map<std::string, std::string> out;
+  for (const auto& [name, value] : json.members()) out[name] = value.text();
+  return out;
+}
+
+model::QuantizationConfig quantization_config(const model::Architecture& architecture,
+                                              const std::map<std::string, quant::QuantScheme>& schemes) {
+  model::QuantizationConfig config;
+  config.ignore = {"lm_head"};
+  for (int64_t block = 0; block < architecture.layers; ++block) {
+    for (const model::OperatorInfo& op : architecture.operators(block)) {
+      const auto scheme = schemes.find(op.name);
+      if (scheme == schemes.end()) {
+        config.ignore.push_back(op.name);
+        continue;
+      }
+      auto group = std::find_if(config.groups.begin(), config.groups.end(),
+                                [&](const auto& g) { return same_grid(g.scheme, scheme->second); });
+      if (group == config.groups.end()) group = config.groups.insert(group, {{}, scheme->second});
+      group->targets.push_back(op.name);
+    }
+  }
+  // The largest group is named by class, the others by operator: exact names win over the class.
+  const auto largest =
+      std::max_element(config.groups.begin(), config.groups.end(),
+                       [](const auto& a, const auto& b) { return a.targets.size() < b.targets.size(); });
+  if (largest != config.groups.end()) largest->targets = {"Linear"};
+  return config;
+}
+
+}  // namespace
+
+std::string decoded_hash(const at::Tensor& matrix) {
+  const at::Tensor values = matrix.to(at::kFloat).contiguous();
+  io::Hasher hasher;
+  hasher.add(values.data_ptr(), static_cast<size_t>(values.numel()) * sizeof(float));
+  return hasher.hex();
+}
+
+std::string OutputRecord::to_json() const {
+  OrderedJson json;
+  json["version"] = version;
+  json["source"] = source;
+  json["job"] = io::parse_ordered_json(job_json, "job");
+  auto& list = json["files"] = OrderedJson::array();
+  for (const io::FileRecord& file : files)
+    list.push_back({{"name", file.name}, {"bytes", file.bytes}, {"hash", file.hash}});
+  json["operators"] = described;
+  json["decoded"] = decoded;
+  json["copied"] = copied;
+  json["checksum"] = io::hash_of(json.dump());
+  return json.dump(1) + "\n";
+}
+
+OutputRecord OutputRecord::from_json(const std::string& text, const std::string& where) {
+  OrderedJson json = io::parse_ordered_json(text, where);
+  const io::OrderedJsonView root(json, where);
+  const std::string checksum = root.at("checksum").text();
+  OutputRecord out;
+  out.version = root.at("version").text();
+  out.source = root.at("source").text();
+  out.job_json = root.at("job").value().dump();
+  for (const io::OrderedJsonView& file : root.at("files").elements()) {
+    out.files.push_back(
+        {file.at("name").text(), static_cast<uint64_t>(file.at("bytes").integer(0)), file.at("hash").text()});
+  }
+  out.described = read_map(root.at("operators"));
+  out.decoded = read_map(root.at("decoded"));
+  out.copied = read_map(root.at("copied"));
+  OrderedJson signed_part = json;
+  signed_part.erase("checksum");
+  // White space is part of the file too: writing the record again must give the same text.
+  if (io::hash_of(signed_part.dump()) != checksum || json.dump(1) + "\n" != text) {
+    throw CorruptFile(where, "the record must have its own checksum; it was changed");
+  }
+  return out;
+}
+
+std::string compare_tensors(const model::Model& model, const OutputRecord& record, Verification& result) {
+  size_t found = 0;
+  for (int64_t block = 0; block < model.size(); ++block) {
+    for (const model::OperatorInfo& op : model.architecture().operators(block)) {
+      const auto wanted = record.decoded.find(op.name);
+      const WeightPtr weight = model.load_weight(op);
+      const at::Tensor decoded = weight->dense();
+      ++result.tensors_decoded;
+      if (!at::isfinite(decoded).all().item<bool>())
+        return fmt::format("'{}' decodes to values that are not finite", op.name);
+      if (wanted == record.decoded.end()) continue;
+      ++found;
+      ++result.tensors_compared;
+      if (decoded_hash(decoded) != wanted->second)
+        return fmt::format("'{}' decodes to other values than were computed", op.name);
+    }
+  }
+  if (found != record.decoded.size()) return "an operator of the record is not in the model";
+  for (const auto& [name, hash] : record.copied) {
+    if (!model.checkpoint().contains(name)) return fmt::format("the tensor '{}' is missing", name);
+    ++result.tensors_compared;
+    if (model.checkpoint().hash_of_tensor(name) != hash)
+      return fmt::format("the tensor '{}' differs from its source", name);
+  }
+  return "";
+}
+
+std::string output_config(const model::Model& source,
+                          const std::map<std::string, quant::QuantScheme>& schemes) {
+  OrderedJson json = io::parse_ordered_json(source.config_json(), source.where() + "/config.json",
+                                            {.error = ErrorKind::kConfig});
+  json.erase("quantization_config");
+  json.erase("compression_config");
+  if (!schemes.empty()) {
+    json["quantization_config"] =
+        OrderedJson::parse(quantization_config(source.architecture(), schemes).to_json());
+  }
+  return json.dump(2) + "\n";
+}
+
+}  // namespace lcomp::pipeline

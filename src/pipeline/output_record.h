@@ -1,0 +1,44 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "lcomp/io/files.h"
+#include "lcomp/model/model.h"
+#include "pipeline/block_record.h"
+
+namespace lcomp::pipeline {
+
+/// lcomp.json: what a published directory says of itself, and what `verify` holds it to.
+struct OutputRecord {
+  static constexpr const char* kFileName = "lcomp.json";
+
+  std::string version;
+  std::string job_json;
+  std::string source;                            ///< path of the dense model
+  std::vector<io::FileRecord> files;             ///< all files but this one
+  std::map<std::string, std::string> decoded;    ///< operator -> hash of its decoded weight
+  std::map<std::string, std::string> copied;     ///< tensor that no pass changed -> hash of its stored bytes
+  std::map<std::string, std::string> described;  ///< operator -> what it is stored as, for people
+
+  /// With a checksum of its own, so that a change of any byte is found.
+  std::string to_json() const;
+  /// Throws CorruptFile when the text is no such record or its checksum is wrong.
+  static OutputRecord from_json(const std::string& text, const std::string& where);
+};
+
+/// Hash of a matrix's values as float32.
+std::string decoded_hash(const at::Tensor& matrix);
+
+/// Compares every tensor of `model` with the record; returns "" or the first difference. Counts into
+/// `result`.
+std::string compare_tensors(const model::Model& model, const OutputRecord& record, Verification& result);
+
+/// config.json of the output: that of the source with `quantization_config` set (or removed when no operator
+/// is packed).
+std::string output_config(const model::Model& source,
+                          const std::map<std::string, quant::QuantScheme>& schemes);
+
+}  // namespace lcomp::pipeline

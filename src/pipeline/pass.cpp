@@ -1,0 +1,73 @@
+#include "lcomp/pipeline/pass.h"
+
+#include <chrono>
+
+#include "lcomp/core/weight_error.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+class LinearPass final : public Pass {
+ public:
+  LinearPass(std::string name, calib::Needs needs, bool sequential, MatrixFunction function)
+      : name_(std::move(name)), needs_(needs), sequential_(sequential), function_(std::move(function)) {}
+
+  std::string name() const override { return name_; }
+  calib::Needs needs() const override { return needs_; }
+  bool sequential() const override { return sequential_; }
+
+  void compress(model::Block& block, size_t group, const calib::InputStats& stats,
+                PassContext& context) const override {
+    for (const size_t op : block.groups()[group].operators) {
+      const PassOptions* options = context.settings(block.ops()[op].info.name);
+      if (options == nullptr) continue;
+      const auto start = std::chrono::steady_clock::now();
+      MatrixResult result = function_(block.ops()[op].weight->dense(), stats, *options, context);
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      replace_and_report(block, op, std::move(result), name_, seconds, stats, context);
+    }
+  }
+
+ private:
+  std::string name_;
+  calib::Needs needs_;
+  bool sequential_;
+  MatrixFunction function_;
+};
+
+}  // namespace
+
+std::unique_ptr<Pass> linear_pass(std::string name, calib::Needs needs, bool sequential,
+                                  MatrixFunction function) {
+  return std::make_unique<LinearPass>(std::move(name), needs, sequential, std::move(function));
+}
+
+void replace_and_report(model::Block& block, size_t op, MatrixResult result, const std::string& method,
+                        double seconds, const calib::InputStats& stats, PassContext& context) {
+  const model::LinearOp& before = block.ops()[op];
+  const at::Tensor original = before.weight->dense();
+  OperatorRow row = std::move(result.row);
+  row.name = before.info.name;
+  row.kind = before.info.kind;
+  row.block = block.index();
+  row.method = method;
+  row.scheme = result.weight->describe();
+  row.out_features = before.info.out_features;
+  row.in_features = before.info.in_features;
+  row.bytes_before = before.weight->bytes();
+  row.bytes_after = result.weight->bytes();
+  row.bits_per_weight = 8.0 * static_cast<double>(row.bytes_after) / static_cast<double>(original.numel());
+  row.tokens = stats.tokens;
+  row.seconds = seconds;
+  const WeightError error = weight_error(original, result.weight->dense(), {}, &context.pool);
+  row.weight_error = error.relative;
+  row.max_abs_error = error.largest;
+  if (row.loss && stats.second_moment.defined()) {
+    const double energy = activation_energy(original, stats.second_moment, &context.pool);
+    if (energy > 0) row.activation_error = std::sqrt(std::max(0.0, *row.loss) / energy);
+  }
+  block.replace(op, std::move(result.weight));
+  context.rows.push_back(std::move(row));
+}
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,118 @@
+#include "lcomp/quant/gptq.h"
+
+#include <chrono>
+
+#include "lcomp/pipeline/pass.h"
+#include "pipeline/passes/passes.h"
+#include "pipeline/passes/scheme_plan.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+/// How GPTQ is run over the operators of a block.
+struct BlockOrderOptions {
+  bool true_sequential = true;
+
+  void visit(FieldVisitor& v) {
+    v.field("true_sequential", true_sequential,
+            "take the statistics of each group of operators after the groups before it are quantized, "
+            "instead of once per block");
+  }
+};
+
+using GptqPassOptions = PassOptionsOf<quant::QuantScheme, quant::GptqOptions, BlockOrderOptions>;
+
+const GptqPassOptions& gptq_options(const PassOptions& options) {
+  return dynamic_cast<const GptqPassOptions&>(options);
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::string rung_text(const quant::GptqResult& result) {
+  switch (result.rung) {
+    case linalg::Rung::kPlain:
+      return "cholesky";
+    case linalg::Rung::kMoreDamping:
+      return "more damping";
+    case linalg::Rung::kDiagonalFloor:
+      return "diagonal floor";
+    case linalg::Rung::kFailed:
+      break;
+  }
+  return "failed";
+}
+
+MatrixResult to_matrix_result(quant::GptqResult result) {
+  OperatorRow row;
+  row.loss = result.loss;
+  if (std::isfinite(result.rtn_loss)) row.rtn_loss = result.rtn_loss;
+  row.damping = result.damping;
+  row.rung = rung_text(result);
+  row.rung_index = static_cast<int64_t>(result.rung);
+  row.dead_columns = result.dead_columns;
+  row.fell_back = result.fell_back;
+  if (result.fell_back) {
+    row.fallback = result.rung == linalg::Rung::kFailed
+                       ? "rtn: the second moment could not be factored"
+                       : fmt::format("rtn: its loss {:.4g} is not above that of gptq", result.rtn_loss);
+  }
+  return {std::make_shared<quant::QuantizedWeight>(std::move(result.weight)), std::move(row)};
+}
+
+class GptqPass final : public Pass {
+ public:
+  explicit GptqPass(bool sequential) : sequential_(sequential) {}
+
+  std::string name() const override { return "gptq"; }
+  calib::Needs needs() const override { return {.second_moment = true}; }
+  bool sequential() const override { return sequential_; }
+
+  void compress(model::Block& block, size_t group, const calib::InputStats& stats,
+                PassContext& context) const override {
+    // Operators of a group read one input, so those with the same settings share one factorisation.
+    std::map<const PassOptions*, quant::GptqFactor> factors;
+    for (const size_t op : block.groups()[group].operators) {
+      const PassOptions* settings = context.settings(block.ops()[op].info.name);
+      if (settings == nullptr) continue;
+      const auto start = std::chrono::steady_clock::now();
+      const auto scheme =
+          with_scale_type(gptq_options(*settings).get<quant::QuantScheme>(), context.model_dtype);
+      quant::GptqOptions options = gptq_options(*settings).get<quant::GptqOptions>();
+      options.strict = options.strict || context.strict;
+      auto factor = factors.find(settings);
+      if (factor == factors.end()) {
+        factor =
+            factors.emplace(settings, quant::gptq_factor(stats.second_moment, scheme, options, &context.pool))
+                .first;
+      }
+      const at::Tensor weight = block.ops()[op].weight->dense();
+      MatrixResult result =
+          to_matrix_result(quant::gptq(weight, factor->second, scheme, options, &context.pool));
+      replace_and_report(block, op, std::move(result), name(), seconds_since(start), stats, context);
+    }
+  }
+
+ private:
+  bool sequential_;
+};
+
+}  // namespace
+
+MethodInfo gptq_method() {
+  MethodInfo info;
+  info.name = "gptq";
+  info.summary = "rounding with second-order error compensation, column by column (Frantar et al. 2023)";
+  info.needs_calibration = true;
+  info.default_options = [] { return std::make_unique<GptqPassOptions>(); };
+  info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
+    return plan_scheme(gptq_options(options).get<quant::QuantScheme>(), "gptq", op);
+  };
+  info.make_pass = [](const PassOptions& options) {
+    return std::make_unique<GptqPass>(gptq_options(options).get<BlockOrderOptions>().true_sequential);
+  };
+  return info;
+}
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,34 @@
+#include "lcomp/quant/rtn.h"
+
+#include "lcomp/pipeline/pass.h"
+#include "lcomp/quant/quantized_weight.h"
+#include "pipeline/passes/passes.h"
+#include "pipeline/passes/scheme_plan.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+using RtnPassOptions = PassOptionsOf<quant::QuantScheme>;
+
+MatrixResult run_rtn(const at::Tensor& weight, const calib::InputStats&, const PassOptions& options,
+                     PassContext& context) {
+  const auto scheme = with_scale_type(dynamic_cast<const RtnPassOptions&>(options).get<quant::QuantScheme>(),
+                                      context.model_dtype);
+  return {std::make_shared<quant::QuantizedWeight>(quant::rtn(weight, scheme, &context.pool)), {}};
+}
+
+}  // namespace
+
+MethodInfo rtn_method() {
+  MethodInfo info;
+  info.name = "rtn";
+  info.summary = "round to nearest on a uniform grid (2-8 bits); needs no data";
+  info.default_options = [] { return std::make_unique<RtnPassOptions>(); };
+  info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
+    return plan_scheme(dynamic_cast<const RtnPassOptions&>(options).get<quant::QuantScheme>(), "rtn", op);
+  };
+  info.make_pass = [](const PassOptions&) { return linear_pass("rtn", {}, false, run_rtn); };
+  return info;
+}
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,21 @@
+#include "pipeline/passes/scheme_plan.h"
+
+#include "lcomp/quant/quantized_weight.h"
+
+namespace lcomp::pipeline {
+
+PlannedWeight plan_scheme(const quant::QuantScheme& scheme, const char* method, const PlannedOperator& op) {
+  scheme.validate({op.out_features, op.in_features}, method, op.name);
+  return {scheme.describe(),
+          quant::packed_bytes(scheme, op.out_features, op.in_features, scheme.scale_type(op.dtype))};
+}
+
+quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype) {
+  if (scheme.scale_dtype != quant::ScaleDtype::kModel) return scheme;
+  scheme.scale_dtype = model_dtype == at::kBFloat16 ? quant::ScaleDtype::kBFloat16
+                       : model_dtype == at::kHalf   ? quant::ScaleDtype::kFloat16
+                                                    : quant::ScaleDtype::kFloat32;
+  return scheme;
+}
+
+}  // namespace lcomp::pipeline

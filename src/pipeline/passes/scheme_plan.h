@@ -1,0 +1,15 @@
+#pragma once
+
+#include "lcomp/pipeline/method.h"
+#include "lcomp/quant/scheme.h"
+
+namespace lcomp::pipeline {
+
+/// What a uniform grid makes of an operator: checks the scheme against the shape and counts the stored bytes.
+PlannedWeight plan_scheme(const quant::QuantScheme& scheme, const char* method, const PlannedOperator& op);
+
+/// The scheme with "the model's type" for scales replaced by that type, so that weights may be passed in
+/// float32.
+quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype);
+
+}  // namespace lcomp::pipeline

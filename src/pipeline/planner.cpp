@@ -1,0 +1,247 @@
+#include "lcomp/pipeline/planner.h"
+
+#include <set>
+
+#include "lcomp/calib/activation_cache.h"
+#include "lcomp/calib/token_samples.h"
+#include "lcomp/core/error.h"
+#include "lcomp/pipeline/pass.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+using calib::ActivationCache;
+
+/// Tokens whose inputs are gathered before they enter a statistic: enough for the products to run at full
+/// speed.
+constexpr int64_t kBatchTokens = 2048;
+/// Resident memory of the process with its libraries and a tokenizer of 50,000 entries, measured.
+constexpr uint64_t kProgramBytes = 200'000'000;
+
+linalg::Precision resolve_compute(Compute compute) {
+  if (compute == Compute::kF32) return linalg::Precision::kF32;
+  if (linalg::has_native_bf16()) return linalg::Precision::kBf16;
+  if (compute == Compute::kBf16) {
+    throw Unsupported("job: /compute",
+                      "\"bf16\" needs a processor with AVX-512 BF16 or AMX; this one has neither (use "
+                      "\"auto\" or \"f32\")");
+  }
+  return linalg::Precision::kF32;
+}
+
+std::vector<OperatorPlan> list_operators(const model::Model& model) {
+  std::vector<OperatorPlan> out;
+  for (int64_t block = 0; block < model.size(); ++block) {
+    for (const model::OperatorInfo& op : model.architecture().operators(block)) {
+      OperatorPlan plan;
+      plan.name = op.name;
+      plan.block = block;
+      plan.out_features = op.out_features;
+      plan.in_features = op.in_features;
+      const bool dense = model.checkpoint().contains(op.name + ".weight");
+      for (const char* suffix :
+           {".weight", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape"}) {
+        if (model.checkpoint().contains(op.name + suffix)) {
+          plan.bytes_before += static_cast<int64_t>(model.checkpoint().info(op.name + suffix).bytes());
+        }
+      }
+      plan.bytes_after = plan.bytes_before;
+      plan.scheme = dense ? "as stored" : "packed as stored";
+      out.push_back(std::move(plan));
+    }
+  }
+  return out;
+}
+
+/// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
+/// pass.
+void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
+  std::string errors;
+  for (size_t p = 0; p < job.passes.size(); ++p) {
+    const MethodInfo& method = methods.find(job.passes[p].method);
+    std::set<std::string> said;
+    for (size_t i = 0; i < plan.operators.size(); ++i) {
+      const auto& settings = plan.settings[p][i];
+      if (!settings) continue;
+      OperatorPlan& op = plan.operators[i];
+      op.methods.push_back(method.name);
+      try {
+        const PlannedWeight planned =
+            method.plan_weight(*settings, {op.name, op.out_features, op.in_features, model.dtype()});
+        op.scheme = planned.scheme;
+        op.bytes_after = planned.bytes_after;
+        if (job.write.format == WriteFormat::kDense) {
+          op.bytes_after =
+              op.out_features * op.in_features * static_cast<int64_t>(c10::elementSize(model.dtype()));
+        }
+      } catch (const InvalidArgument& misfit) {
+        // One line per kind of operator: the same misfit in 80 blocks is one mistake.
+        const std::string kind = op.name.substr(op.name.rfind('.') + 1);
+        if (said.insert(kind).second)
+          errors += fmt::format("{}[job: /passes/{}] {}", errors.empty() ? "" : "\n", p, misfit.what());
+      }
+    }
+  }
+  if (!errors.empty()) throw ConfigError("job", errors);
+}
+
+uint64_t to_bytes(double count) {
+  return static_cast<uint64_t>(count);
+}
+
+/// Sizes that the memory of a run is made of.
+struct Sizes {
+  double block_parameters = 0;
+  double widest_input = 0;
+  double all_moments = 0;     // sum over groups of in^2
+  double largest_moment = 0;  // largest in^2
+  double largest_operator = 0;
+};
+
+Sizes measure(const model::Architecture& a) {
+  Sizes s;
+  const auto ops = a.operators(0);
+  for (const auto& op : ops) {
+    const double size = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
+    s.block_parameters += size;
+    s.largest_operator = std::max(s.largest_operator, size);
+  }
+  for (const auto& group : a.groups(0)) {
+    const auto in = static_cast<double>(ops[group.operators[0]].in_features);
+    s.widest_input = std::max(s.widest_input, in);
+    s.all_moments += in * in;
+    s.largest_moment = std::max(s.largest_moment, in * in);
+  }
+  return s;
+}
+
+MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan& plan) {
+  const model::Architecture& a = model.architecture();
+  const Sizes s = measure(a);
+  MemoryPlan m;
+  m.program = kProgramBytes;
+  const double stored = static_cast<double>(c10::elementSize(model.dtype()));
+  const double packed = plan.compute == linalg::Precision::kBf16 ? 2.0 : 4.0;
+  m.block = to_bytes(s.block_parameters * (stored + packed + 1.0));
+  const auto hidden = static_cast<double>(a.hidden_size);
+  const auto threads = static_cast<double>(plan.threads);
+  if (plan.needs_calibration) {
+    const auto tokens = static_cast<double>(job.calibration.samples * job.calibration.length);
+    const auto length = static_cast<double>(job.calibration.length);
+    const auto batch = static_cast<double>(plan.batch_tokens);
+    if (!plan.activations_on_disk) m.activations = to_bytes(tokens * (hidden + s.widest_input) * 4.0);
+    m.statistics = to_bytes(s.largest_moment * 4.0);
+    m.solver = to_bytes(s.largest_moment * 16.0 + s.largest_operator * 28.0);
+    const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
+    double per_thread =
+        length * (hidden + qkv + 128.0) * 4.0 + 128.0 * 2.0 * static_cast<double>(a.intermediate_size) * 4.0;
+    if (plan.activations_on_disk) per_thread += length * (hidden + s.widest_input) * 4.0;
+    m.scratch = to_bytes(batch * s.widest_input * 4.0 + threads * per_thread);
+  } else {
+    m.solver = to_bytes(s.largest_operator * 28.0);
+  }
+  if (job.evaluate) {
+    const auto window = static_cast<double>(job.evaluate->window);
+    const double windows =
+        job.evaluate->max_windows > 0 ? static_cast<double>(job.evaluate->max_windows) : 160.0;
+    const double models = job.evaluate->reference ? 2.0 : 1.0;
+    const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
+    m.evaluation = to_bytes(models * windows * window * hidden * 4.0 + s.block_parameters * (stored + 4.0) +
+                            threads * window * (hidden + qkv + s.widest_input + 128.0) * 4.0 +
+                            models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
+  }
+  m.embedding =
+      to_bytes(static_cast<double>(a.vocab_size) * hidden * stored * (a.tied_embeddings ? 1.0 : 2.0));
+  return m;
+}
+
+void check_budget(const Job& job, const Plan& plan) {
+  if (job.max_memory <= 0 || plan.memory.peak() <= static_cast<uint64_t>(job.max_memory)) return;
+  throw ResourceError("job: /max_memory",
+                      fmt::format("the budget must cover the estimated peak of {} MB (program {}, block {}, "
+                                  "activations {}, statistics {}, solver {}, "
+                                  "scratch {}, evaluation {} MB); it is {} MB. Fewer or shorter calibration "
+                                  "samples, fewer threads or evaluation "
+                                  "windows need less",
+                                  plan.memory.peak() / 1'000'000, plan.memory.program / 1'000'000,
+                                  plan.memory.block / 1'000'000, plan.memory.activations / 1'000'000,
+                                  plan.memory.statistics / 1'000'000, plan.memory.solver / 1'000'000,
+                                  plan.memory.scratch / 1'000'000, plan.memory.evaluation / 1'000'000,
+                                  job.max_memory / 1'000'000));
+}
+
+/// Keeps the activations in memory when the job says so, or when it leaves the choice and the budget allows
+/// it.
+void place_activations(const Job& job, const model::Model& model, Plan& plan) {
+  plan.activations_on_disk = job.calibration.cache == CachePlace::kDisk;
+  plan.memory = estimate_memory(job, model, plan);
+  if (job.calibration.cache == CachePlace::kAuto && job.max_memory > 0 && plan.needs_calibration &&
+      plan.memory.peak() > static_cast<uint64_t>(job.max_memory)) {
+    plan.activations_on_disk = true;
+    plan.memory = estimate_memory(job, model, plan);
+  }
+  check_budget(job, plan);
+}
+
+uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& plan) {
+  // The parts and the shards made of them exist at the same time for a while.
+  uint64_t bytes = 2 * plan.bytes_after;
+  if (plan.needs_calibration) {
+    const std::vector<int64_t> lengths = {job.calibration.samples * job.calibration.length};
+    const int64_t hidden = model.architecture().hidden_size;
+    bytes += 2 * ActivationCache::bytes_needed(lengths, hidden);  // the saved state, old and new
+    if (plan.activations_on_disk) {
+      bytes += ActivationCache::bytes_needed(lengths,
+                                             hidden + to_bytes(measure(model.architecture()).widest_input));
+    }
+  }
+  return bytes + 10'000'000;
+}
+
+}  // namespace
+
+uint64_t MemoryPlan::peak() const {
+  const uint64_t compression = block + activations + statistics + solver + scratch;
+  return program + std::max({compression, evaluation, embedding});
+}
+
+Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model) {
+  Plan plan;
+  plan.operators = list_operators(model);
+  std::vector<std::string> names;
+  for (const OperatorPlan& op : plan.operators) names.push_back(op.name);
+  plan.settings = resolve_targets(job, "job", names, {"lm_head", "model.embed_tokens"});
+  plan_weights(job, methods, model, plan);
+  for (const PassSpec& pass : job.passes) {
+    const auto instance = methods.find(pass.method).make_pass(*pass.options);
+    plan.needs_calibration = plan.needs_calibration || instance->needs().any();
+  }
+  plan.compute = resolve_compute(job.compute);
+  plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
+  plan.threads = ThreadPool(static_cast<int>(job.threads)).size();
+  plan.batch_tokens = std::max(kBatchTokens, static_cast<int64_t>(plan.threads) * job.calibration.length / 2);
+  plan.parameters = model.parameters();
+  plan.bytes_before = model.stored_bytes();
+  plan.bytes_after = plan.bytes_before;
+  for (const OperatorPlan& op : plan.operators) {
+    plan.bytes_after += static_cast<uint64_t>(op.bytes_after) - static_cast<uint64_t>(op.bytes_before);
+  }
+  if (plan.needs_calibration) {
+    const auto lengths =
+        calib::sequence_lengths(job.calibration.samples, job.calibration.length, job.calibration.starts);
+    for (const int64_t length : lengths) {
+      plan.forward_flops += model.architecture().linear_flops_per_token() * static_cast<double>(length) +
+                            model.architecture().attention_flops(length);
+    }
+  }
+  plan.warnings = model.warnings();
+  place_activations(job, model, plan);
+  plan.disk_bytes = estimate_disk(job, model, plan);
+  return plan;
+}
+
+Plan plan(const Job& job, const MethodTable& methods) {
+  return make_plan(job, methods, model::Model::open(job.model));
+}
+
+}  // namespace lcomp::pipeline

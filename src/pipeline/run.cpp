@@ -1,0 +1,259 @@
+#include "pipeline/run.h"
+
+#include "io/json_util.h"
+#include "lcomp/core/dtype.h"
+#include "lcomp/core/error.h"
+#include "lcomp/eval/evaluate.h"
+#include "lcomp/io/files.h"
+#include "lcomp/io/hash.h"
+#include "lcomp/io/hf_dir.h"
+#include "lcomp/pipeline/verify.h"
+#include "lcomp/version.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+std::filesystem::path tokenizer_of(const Job& job) {
+  return std::filesystem::path(job.model) / "tokenizer.json";
+}
+
+const char* precision_name(linalg::Precision precision) {
+  return precision == linalg::Precision::kBf16 ? "bf16" : "f32";
+}
+
+std::vector<LengthCount> histogram(const std::vector<int64_t>& lengths) {
+  std::map<int64_t, int64_t> counts;
+  for (const int64_t length : lengths) ++counts[length];
+  std::vector<LengthCount> out;
+  for (const auto& [length, count] : counts) out.push_back({length, count});
+  return out;
+}
+
+EvaluationRow evaluation_row(const std::string& model, const eval::EvaluationText& text,
+                             const eval::Evaluation& scores, linalg::Precision precision) {
+  EvaluationRow row;
+  row.model = model;
+  row.text = text.file;
+  row.text_hash = text.text_hash;
+  row.tokenizer_hash = text.tokenizer_hash;
+  row.tokens = scores.tokens;
+  row.windows = scores.windows;
+  row.window = text.window;
+  row.stride = text.stride;
+  row.seconds = scores.seconds;
+  row.protocol = eval::protocol(text, precision);
+  return row;
+}
+
+}  // namespace
+
+Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const ReportWriter& write_reports)
+    : job_(job),
+      observer_(observer),
+      write_reports_(write_reports),
+      model_(model::Model::open(job.model)),
+      plan_(make_plan(job, methods, model_)),
+      pool_(static_cast<int>(job.threads)) {
+  report_.version = kVersion;
+  report_.started_at = utc_now();
+  report_.output = job.output;
+  report_.job_json = to_json(job);
+  report_.host = host_facts(pool_.size(), precision_name(plan_.compute));
+  report_.model = {job.model,
+                   model_.architecture().family,
+                   dtype_name(model_.dtype()),
+                   model_.parameters(),
+                   model_.size(),
+                   static_cast<int64_t>(model_.stored_bytes())};
+  report_.warnings = plan_.warnings;
+  report_.totals.parameters = plan_.parameters;
+  report_.totals.bytes_before = static_cast<int64_t>(plan_.bytes_before);
+  report_.totals.bytes_after = static_cast<int64_t>(plan_.bytes_after);
+  for (size_t p = 0; p < job.passes.size(); ++p) {
+    passes_.push_back(methods.find(job.passes[p].method).make_pass(*job.passes[p].options));
+    PassFacts facts{job.passes[p].method, "", 0};
+    for (size_t i = 0; i < plan_.operators.size(); ++i) {
+      if (!plan_.settings[p][i]) continue;
+      ++facts.operators;
+      if (facts.summary.empty()) facts.summary = plan_.operators[i].scheme;
+    }
+    report_.passes.push_back(facts);
+  }
+}
+
+void Run::check_cancelled() const {
+  if (observer_.cancelled())
+    throw Interrupted("run", "the run was asked to stop; the same command continues it");
+}
+
+void Run::step(const std::string& phase, int64_t done, int64_t total, const std::string& detail) {
+  observer_.progress({phase, done, total, detail});
+}
+
+/// Everything but the model's weights that the bytes of the output depend on. Neither threads nor the memory
+/// budget nor the evaluation are part of it, so a run may be continued with others.
+std::string Run::job_key() const {
+  Job same = job_;
+  same.output.clear();
+  same.threads = 0;
+  same.max_memory = 0;
+  same.evaluate.reset();
+  same.calibration.cache = CachePlace::kAuto;
+  io::Hasher hasher;
+  hasher.add(std::string(kVersion) + "\n" + to_json(same) + "\n" + model_.config_json() + "\n" +
+             precision_name(plan_.compute));
+  if (plan_.needs_calibration) {
+    hasher.add(io::hash_of_file(job_.calibration.text));
+    hasher.add(io::hash_of_file(tokenizer_of(job_)));
+  }
+  return hasher.hex();
+}
+
+bool Run::take_work_dir() {
+  const std::filesystem::path parent = std::filesystem::absolute(job_.output).parent_path();
+  io::make_directories(parent);
+  io::require_free_space(parent, plan_.disk_bytes);
+  work_.emplace(job_.output, job_key());
+  if (work_->published()) {
+    work_->remove();
+    report_ = from_json(io::read_file(std::filesystem::path(job_.output) / "report.json"));
+    return false;
+  }
+  for (const std::string& reason : {work_->discarded(), work_->journal().discarded()}) {
+    if (!reason.empty()) observer_.note("earlier work is not continued: " + reason);
+  }
+  writer_.emplace(work_->path());
+  return true;
+}
+
+void Run::read_calibration() {
+  if (!plan_.needs_calibration) return;
+  const PhaseClock::Scope scope(clock_, "tokenize");
+  const CalibrationOptions& c = job_.calibration;
+  const io::Tokenizer tokenizer = io::Tokenizer::from_file(tokenizer_of(job_));
+  samples_.tokens =
+      calib::read_samples(c.text, tokenizer, {c.jsonl_field, c.samples, c.length, c.starts, c.short_samples});
+  const calib::TokenSamples& tokens = samples_.tokens;
+  CalibrationFacts facts;
+  facts.file = c.text;
+  facts.text_hash = tokens.text_hash;
+  facts.tokenizer_hash = tokenizer.hash();
+  facts.samples = static_cast<int64_t>(tokens.sequences.size());
+  facts.tokens = tokens.tokens();
+  facts.sequence_starts = facts.samples;
+  facts.lengths = histogram(tokens.lengths());
+  facts.short_policy = name_of(c.short_samples);
+  facts.short_dropped = tokens.short_dropped;
+  facts.short_packed = tokens.short_packed;
+  report_.calibration = facts;
+  for (const std::string& warning : tokens.warnings) {
+    report_.warnings.push_back(warning);
+    observer_.warning(warning);
+  }
+}
+
+void Run::write_outer_tensors() {
+  const PhaseClock::Scope scope(clock_, "write");
+  io::Hasher hasher;
+  hasher.add(job_key());
+  for (const std::string& name : model_.outer_tensors()) {
+    const std::string hash = model_.checkpoint().hash_of_tensor(name);
+    record_.copied[name] = hash;
+    hasher.add(name + hash);
+  }
+  last_key_ = hasher.hex();
+  if (work_->journal().committed("outer", last_key_)) {
+    writer_->adopt_part("outer");
+    return;
+  }
+  for (const std::string& name : model_.outer_tensors()) writer_->add(name, model_.checkpoint().read(name));
+  work_->journal().commit({"outer", last_key_, {writer_->commit_part("outer")}, ""});
+}
+
+void Run::assemble() {
+  const PhaseClock::Scope scope(clock_, "write");
+  step("assemble", 0, 1);
+  const std::filesystem::path staging = work_->staging();
+  std::filesystem::remove_all(staging);
+  io::make_directories(staging);
+  record_.files = writer_->finish(staging, static_cast<uint64_t>(job_.write.shard_size));
+  record_.files.push_back(io::write_file_atomic(staging / "config.json", output_config(model_, schemes_)));
+  for (const io::FileRecord& file : io::copy_companion_files(job_.model, staging)) record_.files.push_back(file);
+  step("assemble", 1, 1);
+}
+
+void Run::verify() {
+  const PhaseClock::Scope scope(clock_, "verify");
+  step("verify", 0, 1);
+  Verification result;
+  for (const io::FileRecord& file : record_.files) {
+    ++result.files_hashed;
+    if (io::record_of(work_->staging(), file.name) != file)
+      result.message = fmt::format("'{}' differs from what was written", file.name);
+    report_.totals.files.push_back({file.name, static_cast<int64_t>(file.bytes), file.hash});
+  }
+  const model::Model written = model::Model::open(work_->staging());
+  if (result.message.empty()) result.message = compare_tensors(written, record_, result);
+  result.passed = result.message.empty();
+  result.seconds = scope.wall_seconds();
+  report_.verification = result;
+  report_.totals.bytes_after = static_cast<int64_t>(written.stored_bytes());
+  report_.totals.bits_per_weight =
+      8.0 * static_cast<double>(written.stored_bytes()) / static_cast<double>(plan_.parameters);
+  if (!result.passed)
+    throw InternalError("verify", "the written checkpoint must equal what was computed; " + result.message);
+  step("verify", 1, 1);
+}
+
+void Run::evaluate() {
+  if (!job_.evaluate) return;
+  const PhaseClock::Scope scope(clock_, "evaluate");
+  samples_ = {};  // frees the calibration samples
+  const EvaluateOptions& e = *job_.evaluate;
+  const auto text =
+      eval::read_evaluation_text(e.text, tokenizer_of(job_), {e.window, e.stride, e.max_windows});
+  const model::Model compressed = model::Model::open(work_->staging());
+  const model::Model* reference = e.reference ? &model_ : nullptr;
+  const linalg::Precision precision = plan_.evaluation_compute;
+  const eval::Evaluation scores = eval::evaluate(compressed, reference, text, precision, pool_, observer_);
+  if (reference != nullptr) {
+    EvaluationRow dense = evaluation_row("dense", text, scores, precision);
+    dense.perplexity = scores.reference_perplexity;
+    report_.evaluation.push_back(dense);
+  }
+  EvaluationRow row = evaluation_row("compressed", text, scores, precision);
+  row.perplexity = scores.perplexity;
+  row.kl_mean = scores.kl_mean;
+  row.top1_agreement = scores.top1_agreement;
+  report_.evaluation.push_back(row);
+}
+
+void Run::publish() {
+  report_.finished_at = utc_now();
+  write_report(RunStatus::kDone);
+  const std::filesystem::path staging = work_->staging();
+  for (const char* name : {"report.json", "report.md", "report.html"}) {
+    const std::filesystem::path file = work_->path() / name;
+    if (!std::filesystem::exists(file)) continue;
+    record_.files.push_back(io::copy_file_atomic(file, staging / name));
+  }
+  record_.version = kVersion;
+  record_.source = job_.model;
+  record_.job_json = report_.job_json;
+  io::write_file_atomic(staging / OutputRecord::kFileName, record_.to_json());
+  work_->publish();
+}
+
+void Run::write_report(RunStatus status, const std::string& message) {
+  report_.status = status;
+  report_.message = message;
+  report_.timings = clock_.timings();
+  if (!work_) return;
+  if (write_reports_) {
+    write_reports_(work_->path(), report_);
+  } else {
+    io::write_file_atomic(work_->path() / "report.json", to_json(report_));
+  }
+}
+
+}  // namespace lcomp::pipeline
