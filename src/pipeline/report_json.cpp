@@ -276,8 +276,7 @@ class Reader {
   static void require(bool holds, const char* what, const Json& in, const std::string& pointer) {
     if (holds) return;
     throw CorruptFile("report.json",
-                      fmt::format("'{}' must be {}; it is {} {}", pointer, what,
-                                  in.is_array() || in.is_object() ? "an" : "a", in.type_name()));
+                      fmt::format("'{}' must be {}; its type is {}", pointer, what, in.type_name()));
   }
 
   static void decode(const Json& in, bool& value, const std::string& pointer) {

@@ -17,7 +17,7 @@ declare -A may_include=(
   [distill]="core linalg quant sparse lowrank io model calib"
   [eval]="core io model"
   [pipeline]="core linalg quant sparse lowrank io model calib distill eval"
-  [report]="core pipeline"
+  [report]="core io pipeline"
   [cli]="core linalg quant sparse lowrank io model calib distill eval pipeline report"
 )
 

@@ -96,9 +96,11 @@ struct OperatorRow {
   std::optional<double> weight_error;      ///< |W - Q|_F / |W|_F
   std::optional<double> activation_error;  ///< sqrt(tr(D H D^T) / tr(W H W^T)), D = W - Q, H second moment
   std::optional<double> max_abs_error;     ///< max |W - Q|
-  std::optional<double> loss;              ///< what the method minimised: tr(D H D^T) for gptq
-  std::optional<double> rtn_loss;          ///< the same loss of plain rounding to nearest in the same scheme
-  std::optional<double> damping;           ///< share of the mean diagonal of H that was added to it
+  /// What the method minimised: tr(D H D^T) for gptq. When it fell back, the loss of its own, rejected
+  /// result.
+  std::optional<double> loss;
+  std::optional<double> rtn_loss;  ///< the same loss of plain rounding to nearest in the same scheme
+  std::optional<double> damping;   ///< share of the mean diagonal of H that was added to it
 
   std::string rung;          ///< step of the numerical ladder that succeeded: "cholesky"; empty: no ladder
   int64_t rung_index = 0;    ///< its position, 0 being the regular way
