@@ -65,10 +65,10 @@ struct MethodInfo {
   std::function<std::unique_ptr<PassOptions>()> default_options;
   /// Size and description of one operator's result; throws InvalidArgument when the settings do not fit the
   /// shape.
-  std::function<PlannedWeight(const PassOptions&, const PlannedOperator&)> plan_weight;
+  std::function<PlannedWeight(const PassOptions&, const PlannedOperator&)> plan_weight = {};
   /// The pass itself, from the settings of the job's entry (overrides reach it through
   /// `PassContext::settings`).
-  std::function<std::unique_ptr<Pass>(const PassOptions&)> make_pass;
+  std::function<std::unique_ptr<Pass>(const PassOptions&)> make_pass = {};
 };
 
 /// The methods that job files can name, in the order in which they were added.
