@@ -69,7 +69,8 @@ class Attempt {
   std::vector<double> addition(double damping, double floor) const {
     std::vector<double> added;
     for (const double d : diagonal_) {
-      const double counted = std::max(d == 0 ? 1 : d, floor);
+      double counted = d == 0 ? 1 : d;
+      if (floor > 0) counted = std::max(counted, floor);
       added.push_back(counted - d + damping * mean_);
     }
     return added;

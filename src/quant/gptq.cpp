@@ -177,6 +177,22 @@ Solution solve(const at::Tensor& weight, const GptqFactor& factor, const QuantSc
   return solution;
 }
 
+/// D -> D U^-1 for one panel, in blocks: the triangular solves are small and the rest is GEMM.
+void divide_by_factor(double* panel, int64_t n, const double* upper) {
+  constexpr int64_t kBlock = 64;
+  const int rows = static_cast<int>(kPanelRows), stride = static_cast<int>(n);
+  for (int64_t i1 = 0; i1 < n; i1 += kBlock) {
+    const int64_t i2 = std::min(i1 + kBlock, n);
+    const int width = static_cast<int>(i2 - i1);
+    double* block = panel + i1 * kPanelRows;
+    cblas_dtrsm(CblasColMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, rows, width, 1.0,
+                upper + i1 * n + i1, stride, block, rows);
+    if (i2 == n) break;
+    cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, rows, static_cast<int>(n - i2), width, -1.0, block,
+                rows, upper + i1 * n + i2, stride, 1.0, panel + i2 * kPanelRows, rows);
+  }
+}
+
 /// tr(D H D^T) of a rounding that is given, from the factor: with E = D U^-1, sum E^2 is the damped loss.
 double loss_of(const at::Tensor& weight, const QuantizedWeight& rounded, const GptqFactor& factor,
                ThreadPool& pool) {
@@ -200,9 +216,7 @@ double loss_of(const at::Tensor& weight, const QuantizedWeight& rounded, const G
         damping[r] += factor.inverse.added[static_cast<size_t>(j)] * d * d;
       }
     }
-    cblas_dtrsm(CblasColMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, static_cast<int>(kPanelRows),
-                static_cast<int>(in), 1.0, upper, static_cast<int>(in), panel.data(),
-                static_cast<int>(kPanelRows));
+    divide_by_factor(panel.data(), in, upper);
     for (int64_t j = 0; j < in; ++j) {
       for (int64_t r = 0; r < kPanelRows; ++r) {
         const double e = panel[static_cast<size_t>(j * kPanelRows + r)];
