@@ -73,7 +73,7 @@ bool is_version_line(const Json& merge) {
 
 MergeTable merges_from_json(const JsonView& json, const Vocabulary& vocabulary, const std::string& prefix) {
   const Json& list = json.value();
-  if (!list.is_array()) json.fail("must be an array");
+  if (!list.is_array()) json.fail(fmt::format("must be an array; it is of type {}", list.type_name()));
   MergeTable table;
   table.reserve(list.size());
   const auto id_of = [&](std::string_view token, size_t index) {

@@ -68,7 +68,7 @@ Component build(const Row<Component> (&table)[N], const std::string& type, const
 std::string model_type(const JsonView& json) {
   if (const auto type = json.find("type")) return type->text();
   if (json.find("merges")) return "BPE";
-  json.fail("a model must have a type, or merges (then it is a BPE); it has neither");
+  json.fail("must have a type, or merges (then it is a BPE); it has neither");
 }
 
 }  // namespace

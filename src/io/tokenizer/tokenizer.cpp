@@ -84,7 +84,9 @@ class Tokenizer::Impl {
         post_processor_(optional_component(json, "post_processor", tok::build_post_processor)),
         decoder_(optional_component(json, "decoder", tok::build_decoder)),
         added_(json.find("added_tokens"), model_->vocabulary(), normalizer_),
-        hash_(std::move(hash)) {}
+        hash_(std::move(hash)) {
+    require_known_special_tokens(json);
+  }
 
   Encoding encode(const std::vector<std::string_view>& texts, bool add_special_tokens) const {
     std::vector<Encoding> encodings;
@@ -126,6 +128,21 @@ class Tokenizer::Impl {
   const std::string& hash() const { return hash_; }
 
  private:
+  /// What the post-processor adds to nothing are its special tokens.
+  void require_known_special_tokens(const JsonView& json) const {
+    for (const Encoding& encoding : {encode({""}, true), encode({"", ""}, true)}) {
+      for (const int64_t id : encoding.ids) {
+        if (is_known(id)) continue;
+        json.at("post_processor")
+            .fail(fmt::format("special tokens must be in the vocabulary; id {} is not", id));
+      }
+    }
+  }
+
+  bool is_known(int64_t id) const {
+    return added_.find(id) != nullptr || model_->vocabulary().token(id) != nullptr;
+  }
+
   std::vector<int64_t> encode_plain(std::string_view text) const {
     require_utf8(text);
     std::vector<int64_t> ids;

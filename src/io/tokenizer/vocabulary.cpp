@@ -3,12 +3,16 @@
 namespace lcomp::io::tok {
 
 Vocabulary Vocabulary::from_json(const JsonView& json) {
+  if (!json.value().is_object())
+    json.fail(
+        fmt::format("must be an object {{token: id, ...}}; it is of type {}", json.value().type_name()));
   Vocabulary vocabulary;
-  const auto members = json.members();
-  vocabulary.ids_.reserve(members.size());
-  vocabulary.tokens_.reserve(members.size());
-  for (const auto& [token, value] : members) {
-    const int64_t id = value.integer(0, kMaxId);
+  vocabulary.ids_.reserve(json.value().size());
+  vocabulary.tokens_.reserve(json.value().size());
+  // Not `json.members()`: a view with its pointer for each of some hundred thousand tokens takes its time.
+  for (const auto& [token, value] : json.value().items()) {
+    const bool fits = value.is_number_unsigned() && value.get<uint64_t>() <= static_cast<uint64_t>(kMaxId);
+    const int64_t id = fits ? value.get<int64_t>() : json.at(token).integer(0, kMaxId);
     if (!vocabulary.add(token, id)) {
       json.fail(fmt::format("tokens must have ids of their own; {} and {} both have {}",
                             quote_name(*vocabulary.token(id)), quote_name(token), id));
