@@ -160,9 +160,10 @@ std::string header(int64_t columns) {
 std::string grid_table(const OperatorGrid& grid, const std::vector<Layer>& shown) {
   const bool numbers = grid.columns <= kSnugColumns;
   const char* size = grid.columns <= kRoomyColumns ? "roomy" : numbers ? "snug" : "tight";
-  std::string out =
-      fmt::format("<div class=scroll><table class=\"heat {}\"><colgroup><col class=name>", size);
-  for (int64_t block = 0; block < grid.columns; ++block) out += "<col class=cell>";
+  std::string out = fmt::format(
+      "<div class=scroll><table class=\"heat {0}\" style=\"--n:{1}\"><colgroup><col class=name><col "
+      "span={1}>",
+      size, grid.columns);
   out += "</colgroup>" + header(grid.columns) + "<tbody>";
   for (size_t kind = 0; kind < grid.kinds.size(); ++kind) {
     const std::string name = escape_html(grid.kinds[kind]);

@@ -92,7 +92,9 @@ pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; overflow-
 .seg { display: inline-flex; flex-wrap: wrap; background: var(--soft); border-radius: 9px; padding: 3px; gap: 2px;
   margin: 4px 0 12px; }
 .seg label { font-size: 13px; padding: 4px 12px; border-radius: 7px; cursor: pointer; color: var(--muted); }
-.heat { table-layout: fixed; border-collapse: separate; border-spacing: 2px; width: auto; min-width: 100%; }
+.heat { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
+.heat.tight { width: max(100%, 86px + var(--n) * 12px); } .heat.snug { width: max(100%, 86px + var(--n) * 32px); }
+.heat.roomy { width: min(100%, 86px + var(--n) * 122px); min-width: calc(86px + var(--n) * 44px); }
 .heat th, .heat td { border: 0; padding: 0; }
 .heat col.name { width: 84px; }
 .heat tbody th { position: sticky; left: 0; background: var(--card); font-size: 12.5px; white-space: nowrap;
@@ -102,8 +104,6 @@ pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; overflow-
 .heat td { height: 27px; border-radius: 3px; text-align: center; vertical-align: middle; font-size: 11px; cursor: default;
   background: repeating-linear-gradient(135deg, var(--soft) 0 3px, var(--card) 3px 6px); }
 .heat.roomy td { height: 40px; font-size: 13.5px; border-radius: 5px; }
-.heat.roomy col.cell { width: 120px; } .heat.snug col.cell { width: 31px; } .heat.tight col.cell { width: 12px; }
-.heat.roomy { min-width: 0; }
 .heat td[title]:hover { outline: 2px solid var(--ink); outline-offset: 0; }
 .heat td.fell { box-shadow: inset 0 0 0 2px var(--mark), inset 0 0 0 3.5px var(--card); }
 .heat td.rung { position: relative; }
@@ -145,6 +145,7 @@ pre { background: var(--soft); border-radius: 8px; padding: 14px 16px; overflow-
 .histlabels { display: flex; gap: 4px; font-size: 10.5px; color: var(--muted); max-width: 420px; }
 .histlabels span { flex: 1 1 0; text-align: center; max-width: 44px; }
 td .meter { height: 4px; margin: 4px 0 1px; min-width: 90px; } td .meter > span { background: var(--h6); margin-left: auto; }
+.sortable td, .sortable tbody th { white-space: nowrap; } .sortable { font-size: 12.5px; }
 table.small { width: auto; min-width: min(100%, 480px); }
 footer { color: var(--muted); font-size: 12.5px; margin-top: 20px; }
 th button { all: unset; cursor: pointer; } th button:hover { color: var(--ink); }
@@ -161,7 +162,6 @@ th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descendi
   h1 { font-size: 21px; } .tile { padding: 10px 12px; }
   .tile .big { font-size: 17px; } .tile .big .from { font-size: 13px; }
   dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: 7px; }
-  .heat.roomy col.cell { width: 62px; }
 }
 @media print {
   :root { --bg: #fff; --soft: #f3f3f3; }
@@ -170,7 +170,7 @@ th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descendi
   section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: 12px 0; }
   .tiles, .box, tr, .chart, .heat { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .scroll { overflow: visible; margin: 0; padding: 0; } table { font-size: 10px; } th, td { padding-right: 8px; }
-  .heat { width: 100%; } .heat col.name { width: 62px; } .heat col.cell { width: auto !important; }
+  .heat.tight, .heat.snug { width: 100%; } .heat col.name { width: 62px; }
   .heat td { font-size: 7px; height: 18px; } pre { white-space: pre-wrap; }
 }
 )css";

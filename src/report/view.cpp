@@ -88,10 +88,7 @@ OperatorGrid arrange(const RunReport& report) {
   grid.columns = report.model.blocks;
   std::map<std::string, int64_t> position;
   for (const OperatorRow* row : final_rows(report)) {
-    if (row->block < 0) {
-      grid.outside.push_back(row);
-      continue;
-    }
+    if (row->block < 0) continue;
     const auto [found, fresh] = position.try_emplace(row->kind, static_cast<int64_t>(position.size()));
     if (fresh) grid.kinds.push_back(row->kind);
     grid.cells[{found->second, row->block}] = row;

@@ -14,12 +14,11 @@ namespace lcomp::report {
 inline constexpr int64_t kMaxColumns = 1024;
 
 /// Operators arranged as kinds (rows, in order of first appearance) by blocks (columns).
-/// Of several passes over one operator the last counts.
+/// Of several passes over one operator the last counts; operators outside the blocks are left out.
 struct OperatorGrid {
   std::vector<std::string> kinds;
   int64_t columns = 0;  ///< blocks of the model, compressed or not, up to `kMaxColumns`
   std::map<std::pair<int64_t, int64_t>, const pipeline::OperatorRow*> cells;  ///< (kind, block)
-  std::vector<const pipeline::OperatorRow*> outside;                          ///< head, embeddings
 
   /// Null where the model has no such operator or it was not changed.
   const pipeline::OperatorRow* at(int64_t kind, int64_t block) const;
