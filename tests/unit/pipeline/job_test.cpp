@@ -261,9 +261,8 @@ TEST_CASE("the table of methods refuses a taken name and names the nearest of an
           "[pipeline][method]") {
   MethodTable table = test::toy_methods();
   CHECK(table.find("gptq").summary == "Rounds and compensates.");
-  CHECK(error_text([&] {
-          table.add({"rtn", "", false, nullptr});
-        }) == "[MethodTable::add] method names must differ; \"rtn\" is taken");
+  CHECK(error_text([&] { table.add(test::toy_method<test::RtnToy>("rtn", "", false)); }) ==
+        "[MethodTable::add] method names must differ; \"rtn\" is taken");
   CHECK(error_text([&] { table.find("gtpq"); }) ==
         "[MethodTable::find] the method must be one of rtn, gptq; got \"gtpq\" (did you mean \"gptq\"?)");
 }

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <memory>
+#include <string>
 #include <string_view>
 
 #include "lcomp/pipeline/method.h"
@@ -33,10 +34,20 @@ struct ToyTuning {
 using RtnToy = pipeline::PassOptionsOf<ToyScheme>;
 using GptqToy = pipeline::PassOptionsOf<ToyScheme, ToyTuning>;
 
+template <class Options>
+pipeline::MethodInfo toy_method(const std::string& name, const std::string& summary, bool needs_calibration) {
+  pipeline::MethodInfo method;
+  method.name = name;
+  method.summary = summary;
+  method.needs_calibration = needs_calibration;
+  method.default_options = [] { return std::make_unique<Options>(); };
+  return method;
+}
+
 inline pipeline::MethodTable toy_methods() {
   pipeline::MethodTable table;
-  table.add({"rtn", "Rounds to nearest.", false, [] { return std::make_unique<RtnToy>(); }});
-  table.add({"gptq", "Rounds and compensates.", true, [] { return std::make_unique<GptqToy>(); }});
+  table.add(toy_method<RtnToy>("rtn", "Rounds to nearest.", false));
+  table.add(toy_method<GptqToy>("gptq", "Rounds and compensates.", true));
   return table;
 }
 

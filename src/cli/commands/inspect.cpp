@@ -1,0 +1,82 @@
+#include "lcomp/pipeline/inspect.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "cli/command.h"
+#include "lcomp/core/bytes.h"
+
+namespace lcomp::cli {
+namespace {
+
+struct Arguments {
+  std::string path;
+  bool deep = false;
+};
+
+std::string text_of(const pipeline::Inspection& found) {
+  std::string text = found.path + "\n";
+  const auto row = [&text](std::string_view key, const std::string& value) {
+    text += fmt::format("  {:<14}{}\n", key, value);
+  };
+  if (const auto& model = found.model) {
+    row("family", fmt::format("{}, {} blocks, width {}, vocabulary {}, up to {} positions", model->family,
+                              model->blocks, model->hidden_size, model->vocab_size, model->max_positions));
+    row("parameters",
+        fmt::format("{}, {:.2f} bits each", model->parameters,
+                    8.0 * static_cast<double>(found.bytes) / static_cast<double>(model->parameters)));
+    row("operators", fmt::format("{}", model->operators));
+    for (const std::string& scheme : model->quantization) row("quantization", scheme);
+    row("tokenizer", model->tokenizer_hash.empty() ? "none" : model->tokenizer_hash);
+  }
+  row("tensors", fmt::format("{}, {}", found.tensors, format_bytes(found.bytes)));
+  for (const auto& share : found.dtypes) {
+    row("  " + share.dtype, fmt::format("{}, {}", share.tensors, format_bytes(share.bytes)));
+  }
+  if (found.values_read) row("read", fmt::format("{} values, all finite", *found.values_read));
+  return text;
+}
+
+Json json_of(const pipeline::Inspection& found) {
+  Json json = {{"path", found.path}, {"tensors", found.tensors}, {"bytes", found.bytes}};
+  json["dtypes"] = Json::array();
+  for (const auto& share : found.dtypes) {
+    json["dtypes"].push_back({{"dtype", share.dtype}, {"tensors", share.tensors}, {"bytes", share.bytes}});
+  }
+  if (const auto& model = found.model) {
+    json["model"] = {{"family", model->family},
+                     {"blocks", model->blocks},
+                     {"operators", model->operators},
+                     {"hidden_size", model->hidden_size},
+                     {"vocab_size", model->vocab_size},
+                     {"max_positions", model->max_positions},
+                     {"parameters", model->parameters},
+                     {"quantization", model->quantization},
+                     {"tokenizer_hash", model->tokenizer_hash}};
+  }
+  if (found.values_read) json["values_read"] = *found.values_read;
+  json["warnings"] = found.warnings;
+  return json;
+}
+
+}  // namespace
+
+Command inspect_command() {
+  const auto arguments = std::make_shared<Arguments>();
+  Command command;
+  command.name = "inspect";
+  command.summary = "Check a model directory or safetensors file and describe it";
+  command.declare = [arguments](CLI::App& app) {
+    app.add_option("PATH", arguments->path, "Model directory or safetensors file")->required();
+    app.add_flag("--deep", arguments->deep, "Also read every value and decode every packed weight");
+  };
+  command.run = [arguments](const CommonOptions&, Observer& observer) {
+    const pipeline::Inspection found = pipeline::inspect(arguments->path, arguments->deep, observer);
+    for (const std::string& warning : found.warnings) observer.warning(warning);
+    return Answer{text_of(found), json_of(found)};
+  };
+  return command;
+}
+
+}  // namespace lcomp::cli

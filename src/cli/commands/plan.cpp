@@ -1,0 +1,130 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/job_arguments.h"
+#include "lcomp/core/bytes.h"
+#include "lcomp/pipeline/builtin_methods.h"
+#include "lcomp/pipeline/planner.h"
+#include "pipeline/options_json.h"
+
+namespace lcomp::cli {
+namespace {
+
+std::string_view precision_name(linalg::Precision precision) {
+  return precision == linalg::Precision::kBf16 ? "bf16" : "f32";
+}
+
+int64_t as_signed(uint64_t bytes) {
+  return static_cast<int64_t>(bytes);
+}
+
+std::string operator_table(const pipeline::Plan& plan) {
+  size_t width = 8;
+  for (const pipeline::OperatorPlan& op : plan.operators) width = std::max(width, op.name.size());
+  std::string text =
+      fmt::format("{:<{}}  {:>13}  {:>8}  {:>8}  {}\n", "operator", width, "shape", "before", "after", "");
+  for (const pipeline::OperatorPlan& op : plan.operators) {
+    const std::string shape = fmt::format("{} x {}", op.out_features, op.in_features);
+    const std::string what =
+        op.methods.empty() ? "untouched" : fmt::format("{}: {}", fmt::join(op.methods, ", "), op.scheme);
+    text += fmt::format("{:<{}}  {:>13}  {:>8}  {:>8}  {}\n", op.name, width, shape,
+                        format_bytes(op.bytes_before), format_bytes(op.bytes_after), what);
+  }
+  return text;
+}
+
+std::string text_of(const pipeline::Plan& plan) {
+  std::string text = operator_table(plan) + "\n";
+  const auto row = [&text](std::string_view key, const std::string& value) {
+    text += fmt::format("{:<14}{}\n", key, value);
+  };
+  row("model", fmt::format("{} parameters", plan.parameters));
+  row("size",
+      fmt::format("{} -> {}, {:.2f} bits per weight", format_bytes(as_signed(plan.bytes_before)),
+                  format_bytes(as_signed(plan.bytes_after)),
+                  8.0 * static_cast<double>(plan.bytes_after) / static_cast<double>(plan.parameters)));
+  row("memory", fmt::format("{} at the peak (estimate)", format_bytes(as_signed(plan.memory.peak()))));
+  row("disk", format_bytes(as_signed(plan.disk_bytes)));
+  row("threads", std::to_string(plan.threads));
+  if (plan.needs_calibration) {
+    row("calibration",
+        fmt::format("{:.3g} TFLOP in {}, hidden states {}", plan.forward_flops / 1e12,
+                    precision_name(plan.compute), plan.activations_on_disk ? "on disk" : "in memory"));
+  }
+  return text;
+}
+
+/// The settings that each pass has for an operator.
+Json settings_of(const pipeline::Plan& plan, size_t index) {
+  Json settings = Json::array();
+  for (const pipeline::OperatorSettings& pass : plan.settings) {
+    Json written = nullptr;
+    if (pass[index] != nullptr) {
+      written = Json::object();
+      pipeline::JsonWriter writer(written);
+      pass[index]->clone()->visit(writer);
+    }
+    settings.push_back(std::move(written));
+  }
+  return settings;
+}
+
+Json json_of(const pipeline::Plan& plan) {
+  Json operators = Json::array();
+  for (size_t i = 0; i < plan.operators.size(); ++i) {
+    const pipeline::OperatorPlan& op = plan.operators[i];
+    operators.push_back({{"name", op.name},
+                         {"block", op.block},
+                         {"out_features", op.out_features},
+                         {"in_features", op.in_features},
+                         {"methods", op.methods},
+                         {"scheme", op.scheme},
+                         {"bytes_before", op.bytes_before},
+                         {"bytes_after", op.bytes_after},
+                         {"settings", settings_of(plan, i)}});
+  }
+  const pipeline::MemoryPlan& memory = plan.memory;
+  return {{"parameters", plan.parameters},
+          {"bytes_before", plan.bytes_before},
+          {"bytes_after", plan.bytes_after},
+          {"disk_bytes", plan.disk_bytes},
+          {"memory",
+           {{"peak", memory.peak()},
+            {"program", memory.program},
+            {"block", memory.block},
+            {"activations", memory.activations},
+            {"statistics", memory.statistics},
+            {"solver", memory.solver},
+            {"scratch", memory.scratch},
+            {"evaluation", memory.evaluation},
+            {"embedding", memory.embedding}}},
+          {"threads", plan.threads},
+          {"compute", precision_name(plan.compute)},
+          {"needs_calibration", plan.needs_calibration},
+          {"activations_on_disk", plan.activations_on_disk},
+          {"forward_flops", plan.forward_flops},
+          {"operators", std::move(operators)},
+          {"warnings", plan.warnings}};
+}
+
+}  // namespace
+
+Command plan_command() {
+  const auto arguments = std::make_shared<JobArguments>();
+  Command command;
+  command.name = "plan";
+  command.summary = "Show what a job would do, its sizes and its needs, without reading a weight";
+  command.declare = [arguments](CLI::App& app) { arguments->declare(app); };
+  command.run = [arguments](const CommonOptions& common, Observer& observer) {
+    const pipeline::MethodTable methods = pipeline::builtin_methods();
+    const pipeline::Plan plan = pipeline::plan(arguments->load(methods, common), methods);
+    for (const std::string& warning : plan.warnings) observer.warning(warning);
+    return Answer{text_of(plan), json_of(plan)};
+  };
+  return command;
+}
+
+}  // namespace lcomp::cli

@@ -1,0 +1,65 @@
+#include "cli/failure.h"
+
+#include <c10/util/Exception.h>
+
+#include <new>
+#include <sstream>
+
+#include "lcomp/core/error.h"
+
+namespace lcomp::cli {
+namespace {
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) {
+    if (!line.empty()) lines.push_back(line);
+  }
+  return lines;
+}
+
+Failure classify(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kInvalidArgument:
+      return {kBadUsage, "invalid_argument", {}};
+    case ErrorKind::kConfig:
+      return {kBadUsage, "config", {}};
+    case ErrorKind::kCorruptFile:
+      return {kBadInput, "corrupt_file", {}};
+    case ErrorKind::kUnsupported:
+      return {kBadInput, "unsupported", {}};
+    case ErrorKind::kNumerical:
+      return {kNumerical, "numerical", {}};
+    case ErrorKind::kResource:
+      return {kResources, "resource", {}};
+    case ErrorKind::kInterrupted:
+      return {kInterrupted, "interrupted", {}};
+    case ErrorKind::kInternal:
+      break;
+  }
+  return {kBug, "internal", {}};
+}
+
+}  // namespace
+
+Failure failure_of(const std::exception& error) {
+  if (const auto* ours = dynamic_cast<const Error*>(&error)) {
+    Failure failure = classify(ours->kind());
+    failure.messages = lines_of(ours->what());
+    return failure;
+  }
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
+    return {kResources,
+            "resource",
+            {"the system has no more memory to give; a job's \"max_memory\" bounds its use"}};
+  }
+  // LibTorch appends a stack trace to its texts.
+  const auto* torch = dynamic_cast<const c10::Error*>(&error);
+  const std::string text = torch != nullptr ? torch->what_without_backtrace() : error.what();
+  Failure failure{kBug, "internal", lines_of(text)};
+  failure.messages.push_back("this is a bug in lcomp; please report it with the command and the lines above");
+  return failure;
+}
+
+}  // namespace lcomp::cli

@@ -1,0 +1,160 @@
+#include "lcomp/pipeline/inspect.h"
+
+#include <fmt/format.h>
+
+#include <map>
+
+#include "lcomp/core/error.h"
+#include "lcomp/io/tokenizer.h"
+#include "lcomp/model/model.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+namespace fs = std::filesystem;
+
+void stop_if_cancelled(Observer& observer) {
+  if (observer.cancelled()) throw Interrupted("inspect", "the inspection was stopped");
+}
+
+std::vector<DtypeShare> shares_of(const io::Checkpoint& checkpoint) {
+  std::map<std::string, DtypeShare> by_dtype;
+  for (const std::string& name : checkpoint.names()) {
+    const io::TensorInfo& info = checkpoint.info(name);
+    DtypeShare& share = by_dtype[std::string(name_of(info.dtype))];
+    share.tensors += 1;
+    share.bytes += static_cast<int64_t>(info.bytes());
+  }
+  std::vector<DtypeShare> shares;
+  for (auto& [dtype, share] : by_dtype) {
+    share.dtype = dtype;
+    shares.push_back(share);
+  }
+  std::stable_sort(shares.begin(), shares.end(),
+                   [](const DtypeShare& a, const DtypeShare& b) { return a.bytes > b.bytes; });
+  return shares;
+}
+
+bool is_float(io::StoredDtype dtype) {
+  switch (dtype) {
+    case io::StoredDtype::kF8E5M2:
+    case io::StoredDtype::kF8E4M3:
+    case io::StoredDtype::kF8E8M0:
+    case io::StoredDtype::kF8E4M3Fnuz:
+    case io::StoredDtype::kF8E5M2Fnuz:
+    case io::StoredDtype::kF16:
+    case io::StoredDtype::kBF16:
+    case io::StoredDtype::kF32:
+    case io::StoredDtype::kF64:
+      return true;
+    default:
+      return false;  // integers; and types of 4 and 6 bits, which have neither NaN nor infinity
+  }
+}
+
+/// Reads a tensor of floating-point numbers in pieces and refuses a NaN or an infinity.
+void require_finite(const io::Checkpoint& checkpoint, const std::string& name) {
+  constexpr int64_t kPiece = 1 << 20;
+  const io::TensorInfo& info = checkpoint.info(name);
+  const uint64_t element_bytes = static_cast<uint64_t>(io::bits_of(info.dtype)) / 8;
+  for (int64_t begin = 0; begin < info.elements(); begin += kPiece) {
+    io::TensorInfo piece = info;
+    piece.shape = {std::min(kPiece, info.elements() - begin)};
+    piece.begin = 0;
+    piece.end = static_cast<uint64_t>(piece.shape[0]) * element_bytes;
+    const auto source = [&](std::span<std::byte> out) {
+      checkpoint.read_bytes(name, static_cast<uint64_t>(begin) * element_bytes, out);
+    };
+    const at::Tensor values = io::decode_as_float(piece, source, checkpoint.file_of(name));
+    const float* data = values.data_ptr<float>();
+    const float* bad =
+        std::find_if(data, data + values.numel(), [](float value) { return !std::isfinite(value); });
+    if (bad == data + values.numel()) continue;
+    throw CorruptFile(
+        checkpoint.file_of(name),
+        fmt::format("the tensor '{}' must hold finite values; number {} of its {} values is NaN or "
+                    "infinite",
+                    name, begin + (bad - data) + 1, info.elements()));
+  }
+}
+
+/// Reads every value of every tensor. Returns their number.
+int64_t read_values(const io::Checkpoint& checkpoint, Observer& observer) {
+  const auto& names = checkpoint.names();
+  int64_t values = 0;
+  for (size_t i = 0; i < names.size(); ++i) {
+    stop_if_cancelled(observer);
+    observer.progress({"read", static_cast<int64_t>(i), static_cast<int64_t>(names.size()), names[i]});
+    const io::TensorInfo& info = checkpoint.info(names[i]);
+    if (is_float(info.dtype)) require_finite(checkpoint, names[i]);
+    values += info.elements();
+  }
+  observer.progress({"read", static_cast<int64_t>(names.size()), static_cast<int64_t>(names.size()), ""});
+  return values;
+}
+
+/// Loads every block as a run does, which decodes its packed weights.
+void load_blocks(const model::Model& model, Observer& observer) {
+  for (int64_t i = 0; i < model.size(); ++i) {
+    stop_if_cancelled(observer);
+    observer.progress({"blocks", i, model.size(), ""});
+    model.load_block(i);
+  }
+  observer.progress({"blocks", model.size(), model.size(), ""});
+}
+
+InspectedModel describe(const model::Model& model, const fs::path& directory,
+                        std::vector<std::string>& warnings) {
+  const model::Architecture& architecture = model.architecture();
+  InspectedModel found;
+  found.family = architecture.family;
+  found.blocks = model.size();
+  found.hidden_size = architecture.hidden_size;
+  found.vocab_size = architecture.vocab_size;
+  found.max_positions = architecture.max_positions;
+  found.parameters = model.parameters();
+  for (int64_t i = 0; i < model.size(); ++i) {
+    found.operators += static_cast<int64_t>(architecture.operators(i).size());
+  }
+  if (model.quantization()) {
+    for (const auto& group : model.quantization()->groups)
+      found.quantization.push_back(group.scheme.describe());
+  }
+  if (fs::exists(directory / "tokenizer.json")) {
+    found.tokenizer_hash = io::Tokenizer::from_file(directory / "tokenizer.json").hash();
+  } else {
+    warnings.push_back(directory.string() +
+                       ": there is no tokenizer.json; calibration and evaluation need one");
+  }
+  return found;
+}
+
+void fill(Inspection& result, const io::Checkpoint& checkpoint, bool deep, Observer& observer) {
+  result.tensors = static_cast<int64_t>(checkpoint.names().size());
+  result.bytes = static_cast<int64_t>(checkpoint.total_bytes());
+  result.dtypes = shares_of(checkpoint);
+  if (deep) result.values_read = read_values(checkpoint, observer);
+}
+
+}  // namespace
+
+Inspection inspect(const fs::path& path, bool deep, Observer& observer) {
+  Inspection result;
+  result.path = path.string();
+  if (!fs::exists(path))
+    throw CorruptFile(result.path, "there must be a model directory or a file; there is nothing");
+  if (!fs::is_directory(path)) {
+    const io::CheckpointPtr checkpoint = io::open_checkpoint(path);
+    result.warnings = checkpoint->warnings();
+    fill(result, *checkpoint, deep, observer);
+    return result;
+  }
+  const model::Model model = model::Model::open(path);
+  result.warnings = model.warnings();
+  result.model = describe(model, path, result.warnings);
+  if (deep) load_blocks(model, observer);
+  fill(result, model.checkpoint(), deep, observer);
+  return result;
+}
+
+}  // namespace lcomp::pipeline

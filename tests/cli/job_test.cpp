@@ -1,0 +1,202 @@
+// run, plan, verify and eval over the bundled model, through the program itself.
+#include <fmt/format.h>
+
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "support/process.h"
+#include "support/test_data.h"
+
+using lcomp::test::ProcessResult;
+using lcomp::test::run_lcomp;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string config(const std::string& name) {
+  return (lcomp::test::source_dir() / "configs" / (name + ".json")).string();
+}
+
+std::string example(const std::string& relative) {
+  return (lcomp::test::source_dir() / "examples" / relative).string();
+}
+
+/// A small version of a demo job: little calibration, two windows of evaluation.
+std::vector<std::string> small_job(const std::string& command, const std::string& name,
+                                   const fs::path& output) {
+  return {command, config(name),
+          "--set", fmt::format("/output={}", output.string()),
+          "--set", "/evaluate/max_windows=2",
+          "--set", "/calibration/samples=8"};
+}
+
+/// The files of a directory by relative name, for comparing two of them.
+std::map<std::string, std::string> contents(const fs::path& directory) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(directory)) {
+    if (!entry.is_regular_file()) continue;
+    std::ostringstream text;
+    text << std::ifstream(entry.path(), std::ios::binary).rdbuf();
+    files[fs::relative(entry.path(), directory).string()] = text.str();
+  }
+  return files;
+}
+
+}  // namespace
+
+TEST_CASE("a job runs, verifies and evaluates from the command line", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  const fs::path output = dir / "out";
+  const ProcessResult run = run_lcomp(small_job("run", "demo_gptq_w4", output));
+  INFO(run.err);
+  REQUIRE(run.exit_code == 0);
+  CHECK_THAT(run.out, Catch::Contains("perplexity") && Catch::Contains("report.html"));
+  CHECK_THAT(run.err, Catch::Contains("lcomp: "));
+  for (const char* file :
+       {"config.json", "model.safetensors", "lcomp.json", "report.json", "report.md", "report.html"}) {
+    INFO(file);
+    CHECK(fs::exists(output / file));
+  }
+
+  const ProcessResult verify = run_lcomp({"verify", output.string(), "--json"});
+  CHECK(verify.exit_code == 0);
+  CHECK(json::parse(verify.out).at("passed") == true);
+
+  const ProcessResult eval =
+      run_lcomp({"eval", output.string(), "--text", example("text/kjv-eval.txt"), "--window", "256",
+                 "--max-windows", "2", "--reference", example("model"), "--json", "--quiet"});
+  INFO(eval.err);
+  REQUIRE(eval.exit_code == 0);
+  CHECK(eval.err.empty());
+  const json scores = json::parse(eval.out);
+  for (const char* key : {"perplexity", "tokens", "windows", "window", "text_hash", "tokenizer_hash", "bytes",
+                          "bits_per_weight", "seconds", "kl_mean", "top1_agreement"}) {
+    INFO(key);
+    CHECK(scores.contains(key));
+  }
+  CHECK(scores.at("windows") == 2);
+  CHECK(scores.at("tokens") == 2 * 255);
+  CHECK(scores.at("kl_mean") > 0.0);
+}
+
+TEST_CASE("verify tells of a changed file and exits with the code of a bad input", "[cli][verify]") {
+  const lcomp::test::TempDir dir;
+  const fs::path output = dir / "out";
+  REQUIRE(run_lcomp(small_job("run", "demo_rtn_w4", output)).exit_code == 0);
+  {
+    std::fstream file(output / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-1, std::ios::end);
+    file.put('\x55');
+  }
+  const ProcessResult verify = run_lcomp({"verify", output.string()});
+  CHECK(verify.exit_code == 3);
+  CHECK_THAT(verify.out, Catch::Contains("NOT as written") && Catch::Contains("model.safetensors"));
+}
+
+TEST_CASE("run --json prints the report and nothing else on standard output", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.push_back("--json");
+  const ProcessResult run = run_lcomp(arguments);
+  REQUIRE(run.exit_code == 0);
+  const json report = json::parse(run.out);
+  CHECK(report.at("status") == "done");
+  CHECK(report.at("operators").size() == 28);
+}
+
+TEST_CASE("--quiet leaves standard error empty", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.push_back("--quiet");
+  CHECK(run_lcomp(arguments).err.empty());
+}
+
+TEST_CASE("plan lists every operator with its settings and makes nothing", "[cli][plan]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("plan", "demo_gptq_w3", dir / "out");
+  const ProcessResult text = run_lcomp(arguments);
+  CHECK(text.exit_code == 0);
+  CHECK_THAT(text.out, Catch::Contains("model.layers.3.mlp.down_proj") &&
+                           Catch::Contains("int3 symmetric, groups of 64"));
+
+  arguments.push_back("--json");
+  const json plan = json::parse(run_lcomp(arguments).out);
+  REQUIRE(plan.at("operators").size() == 28);
+  CHECK(plan.at("operators")[0].at("settings")[0].at("bits") == 3);
+  CHECK(plan.at("bytes_after") < plan.at("bytes_before"));
+  CHECK(plan.at("memory").at("peak") > 0);
+  CHECK(fs::is_empty(dir.path()));
+}
+
+TEST_CASE("every error of a job is a line of its own, and the exit code says bad job", "[cli][run]") {
+  const ProcessResult result = run_lcomp({"run", config("demo_rtn_w4"), "--set", "/passes/0/bits=9", "--set",
+                                          "/sede=1", "--set", "/write/format=gguf"});
+  CHECK(result.exit_code == 2);
+  CHECK(result.out.empty());
+  const std::string where = config("demo_rtn_w4");
+  CHECK(result.err ==
+        fmt::format(
+            "lcomp: error: [{0}: /write/format] must be one of compressed-tensors, dense; got \"gguf\"\n"
+            "lcomp: error: [{0}: /sede] every key must be known; \"sede\" is not (did you mean \"seed\"?)\n"
+            "lcomp: error: [{0}: /passes/0/bits] must be an integer from 2 to 8; got 9\n",
+            where));
+}
+
+TEST_CASE("patterns and shapes that do not fit are told before anything is written", "[cli][plan]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.insert(arguments.end(), {"--set", "/passes/0/targets=[\"layers.*.mlp.dwon_proj\"]"});
+  const ProcessResult pattern = run_lcomp(arguments);
+  CHECK(pattern.exit_code == 2);
+  CHECK_THAT(pattern.err, Catch::Contains("/passes/0/targets/0] must match an operator") &&
+                              Catch::Contains("down_proj\""));
+
+  arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.insert(arguments.end(), {"--set", "/passes/0/group_size=100"});
+  const ProcessResult shape = run_lcomp(arguments);
+  CHECK(shape.exit_code == 2);
+  CHECK_THAT(shape.err, Catch::Contains("group_size must divide"));
+  CHECK(fs::is_empty(dir.path()));
+}
+
+TEST_CASE("an output that exists is refused and left alone", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  fs::create_directory(dir / "out");
+  std::ofstream(dir / "out" / "precious.txt") << "mine";
+  const ProcessResult result = run_lcomp(small_job("run", "demo_rtn_w4", dir / "out"));
+  CHECK(result.exit_code == 2);
+  CHECK_THAT(result.err, Catch::Contains((dir / "out").string()));
+  CHECK(contents(dir.path()).size() == 1);
+}
+
+TEST_CASE("a bad model is told with the exit code of a bad input", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.insert(arguments.end(), {"--set", fmt::format("/model={}", dir.path().string())});
+  const ProcessResult result = run_lcomp(arguments);
+  CHECK(result.exit_code == 3);
+  CHECK_THAT(result.err, Catch::Contains("config.json"));
+}
+
+TEST_CASE("a memory bound that cannot be kept is told with its own exit code", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.insert(arguments.end(), {"--set", "/max_memory=1MB"});
+  const ProcessResult result = run_lcomp(arguments);
+  CHECK(result.exit_code == 5);
+  CHECK_THAT(result.err, Catch::Contains("max_memory"));
+}
+
+TEST_CASE("inspect describes a model for people and for programs", "[cli][inspect]") {
+  const ProcessResult text = run_lcomp({"inspect", example("model")});
+  CHECK(text.exit_code == 0);
+  CHECK_THAT(text.out, Catch::Contains("llama, 4 blocks") && Catch::Contains("1967808, 16.00 bits each"));
+  const json found = json::parse(run_lcomp({"inspect", example("model"), "--deep", "--json"}).out);
+  CHECK(found.at("model").at("family") == "llama");
+  CHECK(found.at("values_read") == 1967808);
+  CHECK(run_lcomp({"inspect", example("nothing")}).exit_code == 3);
+}

@@ -1,0 +1,77 @@
+#include "support/process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+
+#include "support/test_data.h"
+
+extern char** environ;
+
+namespace lcomp::test {
+namespace {
+
+std::string content(const std::filesystem::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+}  // namespace
+
+Process::Process(const std::vector<std::string>& arguments, const std::string& out_file,
+                 const std::string& err_file) {
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_addopen(&actions, 1, out_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  posix_spawn_file_actions_addopen(&actions, 2, err_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  const int status = posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (status != 0) throw std::runtime_error("cannot start " + arguments.at(0));
+}
+
+Process::~Process() {
+  if (ended_) return;
+  send(SIGKILL);
+  wait();
+}
+
+void Process::send(int signal) const {
+  kill(pid_, signal);
+}
+
+int Process::wait() {
+  int status = 0;
+  if (waitpid(pid_, &status, 0) != pid_) throw std::runtime_error("cannot wait for the program");
+  ended_ = true;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+ProcessResult run_process(const std::vector<std::string>& arguments) {
+  const TempDir dir;
+  Process process(arguments, (dir / "out").string(), (dir / "err").string());
+  ProcessResult result;
+  result.exit_code = process.wait();
+  result.out = content(dir / "out");
+  result.err = content(dir / "err");
+  return result;
+}
+
+ProcessResult run_lcomp(std::vector<std::string> arguments) {
+  const char* binary = std::getenv("LCOMP_BINARY");
+  if (binary == nullptr) throw std::runtime_error("LCOMP_BINARY must name the lcomp under test");
+  arguments.insert(arguments.begin(), binary);
+  return run_process(arguments);
+}
+
+}  // namespace lcomp::test
