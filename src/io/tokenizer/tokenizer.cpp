@@ -44,6 +44,15 @@ Encoding join(const std::vector<Encoding>& parts) {
   return whole;
 }
 
+std::string joined(const std::vector<std::string>& tokens, std::string_view separator) {
+  std::string text;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (i > 0) text += separator;
+    text += tokens[i];
+  }
+  return text;
+}
+
 /// Appends the ids of words; a word that came before is copied from where its ids already stand.
 class WordEncoder {
  public:
@@ -108,9 +117,8 @@ class Tokenizer::Impl {
       tokens.push_back(added != nullptr ? added->normalized_content : model_token(id, "Tokenizer::decode"));
     }
     // Without a decoder, tokens are words: the reference joins them with spaces.
-    if (!decoder_) return fmt::format("{}", fmt::join(tokens, " "));
-    tokens = decoder_(std::move(tokens));
-    return fmt::format("{}", fmt::join(tokens, ""));
+    if (!decoder_) return joined(tokens, " ");
+    return joined(decoder_(std::move(tokens)), "");
   }
 
   int64_t vocab_size() const { return model_->vocabulary().size() + added_.number_of_new(); }
