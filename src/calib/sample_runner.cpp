@@ -1,20 +1,48 @@
 #include "lcomp/calib/sample_runner.h"
 
-#include <chrono>
 #include <cstring>
+#include <ctime>
 
 namespace lcomp::calib {
 namespace {
 
+/// Processor seconds of the whole process: what waits for other programs does not count.
+double cpu_now() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 class Stopwatch {
  public:
   explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() { sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  ~Stopwatch() { sum_ += cpu_now() - start_; }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
 
  private:
   double& sum_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double start_ = cpu_now();
 };
+
+/// Rows in front of each sample of a batch, and their number at the end.
+std::vector<int64_t> row_offsets(const ActivationCache& samples, int64_t begin, int64_t end) {
+  std::vector<int64_t> offsets{0};
+  for (int64_t i = begin; i < end; ++i) offsets.push_back(offsets.back() + samples.length(i));
+  return offsets;
+}
+
+/// Samples of at least this many tokens are not joined with others: a rank-k update over them is fast by
+/// itself.
+constexpr int64_t kLongSample = 512;
+
+float* room_for(at::Tensor& buffer, int64_t count) {
+  if (!buffer.defined() || buffer.numel() < count) {
+    buffer = at::Tensor();  // the old memory goes before the new comes
+    buffer = at::empty({count}, at::kFloat);
+  }
+  return buffer.data_ptr<float>();
+}
 
 int64_t input_width(const model::Block& block, size_t group) {
   return block.ops()[block.groups()[group].operators[0]].info.in_features;
@@ -33,12 +61,8 @@ WorkCount& WorkCount::operator+=(const WorkCount& other) {
 SampleRunner::SampleRunner(ThreadPool& pool, const model::Architecture& architecture, ActivationCache& hidden,
                            ActivationCache* work, int64_t batch_tokens)
     : pool_(pool), architecture_(architecture), hidden_(hidden), work_(work) {
-  for (int64_t i = 0; i < hidden.samples(); ++i) {
-    const int64_t length = hidden.length(i);
-    if (batches_.empty() || batches_.back().tokens + length > batch_tokens) batches_.push_back({i, i, 0});
-    batches_.back().end = i + 1;
-    batches_.back().tokens += length;
-  }
+  make_units();
+  make_batches(batch_tokens);
   for (int t = 0; t < pool.size(); ++t) scratch_.emplace_back();
   spare_work_.resize(static_cast<size_t>(pool.size()));
 }
@@ -73,37 +97,84 @@ void SampleRunner::count_forward(const model::Block& block, size_t group) {
   }
 }
 
+void SampleRunner::make_units() {
+  constexpr int64_t kUnitTokens = 2048;
+  for (int64_t i = 0; i < hidden_.samples(); ++i) {
+    const int64_t length = hidden_.length(i);
+    const bool joins = !units_.empty() && length < kLongSample && hidden_.length(i - 1) < kLongSample &&
+                       units_.back().tokens + length <= kUnitTokens;
+    if (!joins) units_.push_back({i, i, 0});
+    units_.back().end = i + 1;
+    units_.back().tokens += length;
+  }
+}
+
+void SampleRunner::make_batches(int64_t batch_tokens) {
+  for (size_t u = 0; u < units_.size(); ++u) {
+    if (batches_.empty() || batches_.back().tokens + units_[u].tokens > batch_tokens)
+      batches_.push_back({u, u, 0});
+    batches_.back().end = u + 1;
+    batches_.back().tokens += units_[u].tokens;
+  }
+}
+
+/// Long samples whose group input stays in the work cache enter a statistic where they are; the others are
+/// gathered first, because a rank-k update over few rows is slow.
+bool SampleRunner::reads_in_place(const model::Block& block, size_t group, const Unit& unit) const {
+  return block.groups()[group].input_in_work && work_->storage() == ActivationCache::Storage::kMemory &&
+         unit.end - unit.begin == 1 && unit.tokens >= kLongSample;
+}
+
+/// Takes the samples of a batch to the input of `group`; with `gather` the inputs end up side by side in
+/// `gathered_`.
+void SampleRunner::forward_batch(const model::Block& block, size_t group, const Batch& batch, bool gather) {
+  const Stopwatch watch(count_.forward_seconds);
+  const int64_t width = input_width(block, group);
+  const bool in_work = block.groups()[group].input_in_work;
+  const int64_t first = first_sample(batch);
+  const std::vector<int64_t> offsets = row_offsets(hidden_, first, last_sample(batch));
+  float* gathered = gather || !in_work ? room_for(gathered_, batch.tokens * width) : nullptr;
+  pool_.parallel_for(last_sample(batch) - first, [&](int64_t k, int worker) {
+    const int64_t sample = first + k;
+    float* place = gathered == nullptr ? nullptr : gathered + offsets[static_cast<size_t>(k)] * width;
+    model::SampleState state = load_state(block, group, sample);
+    const at::Tensor input =
+        block.advance(group, state, scratch_[static_cast<size_t>(worker)], in_work ? nullptr : place);
+    if (in_work && gather) {
+      std::memcpy(place, input.data_ptr(), static_cast<size_t>(input.numel()) * sizeof(float));
+    }
+    if (group > 0) hidden_.store(sample, state.hidden);
+    if (in_work) work_->store(sample, state.work);
+  });
+}
+
+void SampleRunner::add_batch(const model::Block& block, size_t group, const Batch& batch,
+                             StatsAccumulator& statistics) {
+  const Stopwatch watch(count_.statistics_seconds);
+  const int64_t width = input_width(block, group);
+  int64_t row = 0;
+  for (size_t u = batch.begin; u < batch.end; ++u) {
+    const Unit& unit = units_[u];
+    const float* input = reads_in_place(block, group, unit) ? work_->load(unit.begin, width).data_ptr<float>()
+                                                            : gathered_.data_ptr<float>() + row * width;
+    statistics.add(&pool_, input, unit.tokens);
+    row += unit.tokens;
+  }
+}
+
 InputStats SampleRunner::advance(const model::Block& block, size_t group, const Needs& needs) {
   count_forward(block, group);
   const int64_t width = input_width(block, group);
-  const bool keeps_work = block.groups()[group].input_in_work;
   StatsAccumulator statistics(width, needs);
   for (const Batch& batch : batches_) {
-    if (needs.any() && (!gathered_.defined() || gathered_.numel() < batch.tokens * width)) {
-      gathered_ = at::empty({batch.tokens * width}, at::kFloat);
-    }
-    std::vector<int64_t> rows_before{0};
-    for (int64_t i = batch.begin; i < batch.end; ++i)
-      rows_before.push_back(rows_before.back() + hidden_.length(i));
-    {
-      const Stopwatch watch(count_.forward_seconds);
-      pool_.parallel_for(batch.end - batch.begin, [&](int64_t k, int worker) {
-        const int64_t sample = batch.begin + k;
-        model::SampleState state = load_state(block, group, sample);
-        const at::Tensor input = block.advance(group, state, scratch_[static_cast<size_t>(worker)]);
-        if (needs.any()) {
-          std::memcpy(gathered_.data_ptr<float>() + rows_before[static_cast<size_t>(k)] * width,
-                      input.data_ptr(), static_cast<size_t>(input.numel()) * sizeof(float));
-        }
-        if (group > 0) hidden_.store(sample, state.hidden);
-        if (keeps_work) work_->store(sample, state.work);
-      });
-    }
-    const Stopwatch watch(count_.statistics_seconds);
-    if (needs.any()) statistics.add(&pool_, gathered_.data_ptr<float>(), batch.tokens);
+    bool gather = false;
+    for (size_t u = batch.begin; u < batch.end; ++u)
+      gather = gather || !reads_in_place(block, group, units_[u]);
+    forward_batch(block, group, batch, gather && needs.any());
+    if (!needs.any()) continue;
+    add_batch(block, group, batch, statistics);
     if (needs.second_moment) {
-      count_.statistics_flops +=
-          static_cast<double>(batch.tokens) * static_cast<double>(width) * static_cast<double>(width);
+      count_.statistics_flops += static_cast<double>(batch.tokens) * static_cast<double>(width * width);
     }
   }
   const Stopwatch watch(count_.statistics_seconds);
@@ -130,24 +201,23 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
   }
   std::vector<at::Tensor> inputs(groups);
   for (const Batch& batch : batches_) {
-    std::vector<int64_t> rows_before{0};
-    for (int64_t i = batch.begin; i < batch.end; ++i)
-      rows_before.push_back(rows_before.back() + hidden_.length(i));
-    for (size_t g = 0; g < groups; ++g) {
-      const int64_t count = batch.tokens * input_width(block, g);
-      if (!inputs[g].defined() || inputs[g].numel() < count) inputs[g] = at::empty({count}, at::kFloat);
-    }
+    const int64_t first = first_sample(batch);
+    const std::vector<int64_t> offsets = row_offsets(hidden_, first, last_sample(batch));
+    for (size_t g = 0; g < groups; ++g) room_for(inputs[g], batch.tokens * input_width(block, g));
     {
       const Stopwatch watch(count_.forward_seconds);
-      pool_.parallel_for(batch.end - batch.begin, [&](int64_t k, int worker) {
+      pool_.parallel_for(last_sample(batch) - first, [&](int64_t k, int worker) {
         const auto thread = static_cast<size_t>(worker);
         // A copy: the cached samples stay where they are.
-        model::SampleState state{hidden_.load(batch.begin + k, architecture_.hidden_size).clone(),
+        model::SampleState state{hidden_.load(first + k, architecture_.hidden_size).clone(),
                                  spare_work_[thread]};
         for (size_t g = 0; g < groups; ++g) {
-          const at::Tensor input = block.advance(g, state, scratch_[thread]);
-          std::memcpy(inputs[g].data_ptr<float>() + rows_before[static_cast<size_t>(k)] * input.size(1),
-                      input.data_ptr(), static_cast<size_t>(input.numel()) * sizeof(float));
+          float* place =
+              inputs[g].data_ptr<float>() + offsets[static_cast<size_t>(k)] * input_width(block, g);
+          const at::Tensor input = block.advance(g, state, scratch_[thread], place);
+          if (input.data_ptr<float>() != place) {
+            std::memcpy(place, input.data_ptr(), static_cast<size_t>(input.numel()) * sizeof(float));
+          }
         }
         spare_work_[thread] = state.work;
       });
@@ -155,7 +225,11 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
     const Stopwatch watch(count_.statistics_seconds);
     for (size_t g = 0; g < groups; ++g) {
       const auto width = static_cast<double>(input_width(block, g));
-      statistics[g].add(&pool_, inputs[g].data_ptr<float>(), batch.tokens);
+      int64_t row = 0;
+      for (size_t u = batch.begin; u < batch.end; row += units_[u++].tokens) {
+        statistics[g].add(&pool_, inputs[g].data_ptr<float>() + row * input_width(block, g),
+                          units_[u].tokens);
+      }
       if (needs.second_moment) count_.statistics_flops += static_cast<double>(batch.tokens) * width * width;
     }
   }

@@ -12,18 +12,15 @@ namespace {
 enum Group : size_t { kAttentionInput, kAttentionOutput, kMlpInput, kMlpOutput };
 
 // Slots of the caller's Scratch.
-enum Slot : size_t { kNormalized = linalg::kFirstFreeSlot, kProjected, kScores };
+enum Slot : size_t { kNormalized = linalg::kFirstFreeSlot, kProjected, kScores, kWholeInput };
 
 constexpr int64_t kChunk = linalg::PackedMatrix::kRowChunk;
-
-at::Tensor view_of(float* data, int64_t rows, int64_t cols) {
-  return at::from_blob(data, {rows, cols}, at::kFloat);
-}
 
 /// `work` of the wanted shape, in the memory it has when that is large enough.
 float* work_buffer(SampleState& state, int64_t rows, int64_t cols) {
   const auto bytes = static_cast<size_t>(rows * cols) * sizeof(float);
-  if (!state.work.defined() || state.work.storage().nbytes() < bytes) state.work = at::empty({rows * cols}, at::kFloat);
+  if (!state.work.defined() || state.work.storage().nbytes() < bytes)
+    state.work = at::empty({rows * cols}, at::kFloat);
   state.work = state.work.as_strided({rows, cols}, {cols, 1});
   return state.work.data_ptr<float>();
 }
@@ -73,6 +70,10 @@ void Block::prepare(size_t group, linalg::Precision precision) {
   kernels_->packed[group] = std::make_unique<linalg::PackedMatrix>(weights, precision);
 }
 
+void Block::release(size_t group) {
+  kernels_->packed.at(group).reset();
+}
+
 void Block::release() {
   for (auto& packed : kernels_->packed) packed.reset();
 }
@@ -81,24 +82,23 @@ const float* Block::norm_weight(const char* suffix) const {
   return norms_.at(architecture_->block_prefix(index_) + suffix).data_ptr<float>();
 }
 
-at::Tensor Block::normalized(const at::Tensor& hidden, const char* norm, linalg::Scratch& scratch) const {
+at::Tensor Block::normalized(const at::Tensor& hidden, const char* norm, float* out) const {
   const int64_t rows = hidden.size(0);
   const int64_t width = hidden.size(1);
-  float* out = scratch.floats(kNormalized, rows * width);
   kernels::rms_norm(hidden.data_ptr<float>(), norm_weight(norm), architecture_->norm_eps, rows, width, out);
-  return view_of(out, rows, width);
+  return at::from_blob(out, {rows, width}, at::kFloat);
 }
 
-at::Tensor Block::advance(size_t group, SampleState& state, linalg::Scratch& scratch) const {
+at::Tensor Block::advance(size_t group, SampleState& state, linalg::Scratch& scratch, float* input) const {
   switch (group) {
     case kAttentionInput:
-      return normalized(state.hidden, "input_layernorm.weight", scratch);
+      return normalized(state.hidden, "input_layernorm.weight", input);
     case kAttentionOutput:
       project_and_attend(state, scratch);
       return state.work;
     case kMlpInput:
       add_projection(kAttentionOutput, state, scratch);
-      return normalized(state.hidden, "post_attention_layernorm.weight", scratch);
+      return normalized(state.hidden, "post_attention_layernorm.weight", input);
     case kMlpOutput:
       gate_and_up(state, scratch);
       return state.work;
@@ -114,8 +114,15 @@ void Block::finish(SampleState& state, linalg::Scratch& scratch) const {
 
 void Block::forward(SampleState& state, linalg::Scratch& scratch, const Tap& tap) const {
   for (size_t g = 0; g < groups_.size(); ++g) {
-    const at::Tensor input = advance(g, state, scratch);
-    if (tap) tap(g, input);
+    // Without a tap nobody looks at the normalized input as a whole; the projections make it in chunks.
+    if (!tap && g == kAttentionInput) continue;
+    if (!tap && g == kMlpInput) {
+      add_projection(kAttentionOutput, state, scratch);
+      continue;
+    }
+    float* input = groups_[g].input_in_work ? nullptr : scratch.floats(kWholeInput, state.hidden.numel());
+    const at::Tensor seen = advance(g, state, scratch, input);
+    if (tap) tap(g, seen);
   }
   finish(state, scratch);
 }
@@ -127,9 +134,15 @@ void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) con
   const int64_t q_width = a.heads * a.head_dim;
   const int64_t kv_width = a.kv_heads * a.head_dim;
   const int64_t width = q_width + 2 * kv_width;
-  const at::Tensor input = normalized(state.hidden, "input_layernorm.weight", scratch);
   float* qkv = scratch.floats(kProjected, tokens * width);
-  kernels_->packed[kAttentionInput]->multiply(input.data_ptr<float>(), tokens, qkv, false, scratch);
+  float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
+  const float* norm = norm_weight("input_layernorm.weight");
+  for (int64_t begin = 0; begin < tokens; begin += kChunk) {
+    const int64_t rows = std::min(kChunk, tokens - begin);
+    kernels::rms_norm(state.hidden.data_ptr<float>() + begin * a.hidden_size, norm, a.norm_eps, rows,
+                      a.hidden_size, input);
+    kernels_->packed[kAttentionInput]->multiply(input, rows, qkv + begin * width, false, scratch);
+  }
 
   const float scale = 1.0F / std::sqrt(static_cast<float>(a.head_dim));
   const auto tables = kernels_->rotary.tables_for(tokens);

@@ -180,6 +180,7 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
       const RowTimer timer(row.calibrate_seconds);
       if (g > 0) block.prepare(g - 1, plan_.compute);
       stats = samples_.runner->advance(block, g, pass.needs());
+      if (g > 0) block.release(g - 1);
     }
     const PhaseClock::Scope scope(clock_, "solve");
     const RowTimer timer(row.solve_seconds);
@@ -279,11 +280,10 @@ void Run::fill_roofline() {
   const calib::WorkCount& count = samples_.runner->work_count();
   if (count.forward_seconds <= 0) return;
   const bool bf16 = plan_.compute == linalg::Precision::kBf16;
-  const double threads = pool_.size();
   report_.roofline.push_back({"forward", bf16 ? "bf16" : "f32", count.forward_flops, count.forward_seconds,
-                              threads * linalg::measure_gemm_peak(plan_.compute)});
+                              linalg::measure_gemm_peak(plan_.compute)});
   report_.roofline.push_back({"statistics", "f32", count.statistics_flops, count.statistics_seconds,
-                              threads * linalg::measure_gemm_peak(linalg::Precision::kF32)});
+                              linalg::measure_gemm_peak(linalg::Precision::kF32)});
 }
 
 }  // namespace lcomp::pipeline

@@ -219,7 +219,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   plan.compute = resolve_compute(job.compute);
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
   plan.threads = ThreadPool(static_cast<int>(job.threads)).size();
-  plan.batch_tokens = std::max(kBatchTokens, static_cast<int64_t>(plan.threads) * job.calibration.length / 2);
+  plan.batch_tokens = std::max(kBatchTokens, static_cast<int64_t>(plan.threads) * job.calibration.length);
   plan.parameters = model.parameters();
   plan.bytes_before = model.stored_bytes();
   plan.bytes_after = plan.bytes_before;

@@ -178,7 +178,8 @@ void Run::assemble() {
   io::make_directories(staging);
   record_.files = writer_->finish(staging, static_cast<uint64_t>(job_.write.shard_size));
   record_.files.push_back(io::write_file_atomic(staging / "config.json", output_config(model_, schemes_)));
-  for (const io::FileRecord& file : io::copy_companion_files(job_.model, staging)) record_.files.push_back(file);
+  for (const io::FileRecord& file : io::copy_companion_files(job_.model, staging))
+    record_.files.push_back(file);
   step("assemble", 1, 1);
 }
 

@@ -11,7 +11,7 @@
 
 namespace lcomp::calib {
 
-/// Floating-point operations counted from the shapes, and the wall seconds they took.
+/// Floating-point operations counted from the shapes, and the processor seconds (over all threads) they took.
 struct WorkCount {
   double forward_flops = 0;
   double forward_seconds = 0;
@@ -49,19 +49,35 @@ class SampleRunner {
   const WorkCount& work_count() const { return count_; }
 
  private:
-  struct Batch {
+  /// Samples [begin, end) that enter a statistic in one step. Chosen by their lengths alone, so that sums do
+  /// not depend on threads or on where the samples are kept: a long sample by itself, short ones together.
+  struct Unit {
     int64_t begin = 0;
     int64_t end = 0;
     int64_t tokens = 0;
   };
+  /// Units [begin, end) whose samples run side by side.
+  struct Batch {
+    size_t begin = 0;
+    size_t end = 0;
+    int64_t tokens = 0;
+  };
 
+  void make_units();
+  void make_batches(int64_t batch_tokens);
+  int64_t first_sample(const Batch& batch) const { return units_[batch.begin].begin; }
+  int64_t last_sample(const Batch& batch) const { return units_[batch.end - 1].end; }
   model::SampleState load_state(const model::Block& block, size_t group, int64_t sample) const;
+  bool reads_in_place(const model::Block& block, size_t group, const Unit& unit) const;
+  void forward_batch(const model::Block& block, size_t group, const Batch& batch, bool gather);
+  void add_batch(const model::Block& block, size_t group, const Batch& batch, StatsAccumulator& statistics);
   void count_forward(const model::Block& block, size_t group);
 
   ThreadPool& pool_;
   const model::Architecture& architecture_;
   ActivationCache& hidden_;
   ActivationCache* work_;
+  std::vector<Unit> units_;
   std::vector<Batch> batches_;
   std::vector<linalg::Scratch> scratch_;  // per thread
   std::vector<at::Tensor> spare_work_;    // per thread, for `observe` and `forward`

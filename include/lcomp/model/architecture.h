@@ -42,7 +42,7 @@ struct GroupInfo {
   std::string name;               ///< "attention_input", "attention_output", "mlp_input", "mlp_output"
   std::vector<size_t> operators;  ///< positions in the block's list of operators
   std::string absorber;  ///< norm or operator that a scale of this input can be folded into; may be empty
-  bool input_in_work = false;     ///< `Block::advance` leaves this input in `SampleState::work`
+  bool input_in_work = false;  ///< `Block::advance` leaves this input in `SampleState::work`
 };
 
 /// The facts about a decoder of the Llama skeleton, as data: x += attention(norm1(x)); x += mlp(norm2(x)).

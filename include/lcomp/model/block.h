@@ -55,13 +55,15 @@ class Block {
 
   /// Lays out the weights of a group for products. Needed before samples pass it; done again after `replace`.
   void prepare(size_t group, linalg::Precision precision);
-  /// Frees what `prepare` made for all groups.
+  /// Frees what `prepare` made for one group, or for all.
+  void release(size_t group);
   void release();
 
   /// Takes a sample, which stands at the input of group `group - 1` (or at the block's input for group 0), to
-  /// the input of `group` and returns it, `[tokens, in]`; the memory belongs to `state` or `scratch`. Needs
-  /// groups before `group` prepared.
-  at::Tensor advance(size_t group, SampleState& state, linalg::Scratch& scratch) const;
+  /// the input of `group` and returns it, `[tokens, in]`. The memory belongs to `state.work`, or, for groups
+  /// whose input is not kept there, to the caller, who passes it as `input`. Needs the groups before `group`
+  /// prepared.
+  at::Tensor advance(size_t group, SampleState& state, linalg::Scratch& scratch, float* input) const;
   /// From the input of the last group to the block's output, left in `state.hidden`.
   void finish(SampleState& state, linalg::Scratch& scratch) const;
   /// All groups and `finish`: `state.hidden` becomes the block's output. Needs all groups prepared.
@@ -73,7 +75,7 @@ class Block {
   void project_and_attend(SampleState& state, linalg::Scratch& scratch) const;
   void add_projection(size_t group, SampleState& state, linalg::Scratch& scratch) const;
   void gate_and_up(SampleState& state, linalg::Scratch& scratch) const;
-  at::Tensor normalized(const at::Tensor& hidden, const char* norm, linalg::Scratch& scratch) const;
+  at::Tensor normalized(const at::Tensor& hidden, const char* norm, float* out) const;
   const float* norm_weight(const char* suffix) const;
 
   const Architecture* architecture_;

@@ -175,11 +175,12 @@ struct Timings {
 
 /// The matrix products of one phase against what this machine's GEMM reaches in the same run.
 struct RooflineRow {
-  std::string phase;       ///< "forward", "statistics" ...
-  std::string precision;   ///< "f32" or "bf16"
-  double flops = 0;        ///< counted from the shapes
-  double seconds = 0;      ///< wall seconds of the phase
-  double peak_gflops = 0;  ///< best GEMM measured at these precisions, threads and shapes; 0: not measured
+  std::string phase;      ///< "forward", "statistics" ...
+  std::string precision;  ///< "f32" or "bf16"
+  double flops = 0;       ///< counted from the shapes
+  double seconds = 0;     ///< processor seconds of the phase, over all threads
+  double peak_gflops =
+      0;  ///< best matrix product of one thread at this precision, measured in this run; 0: not measured
 
   std::optional<double> achieved_gflops() const;  ///< flops / seconds / 1e9
   std::optional<double> share() const;            ///< achieved / peak

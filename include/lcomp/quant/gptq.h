@@ -22,7 +22,7 @@ enum class ActOrder {
                   ///< current readers refuse: only per tensor or channel, or with `store_group_index`
   kStaticGroups,  ///< diag(H) descending, with the groups of the plain order fitted beforehand
   kGroupAware,    ///< groups by their largest diag(H), columns by diag(H) inside their group (GPTQModel):
-                ///< groups are fitted when reached, and nothing needs to be stored
+                  ///< groups are fitted when reached, and nothing needs to be stored
 };
 
 struct GptqOptions {
