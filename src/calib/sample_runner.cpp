@@ -251,4 +251,10 @@ void SampleRunner::forward(const model::Block& block) {
   });
 }
 
+void SampleRunner::release_buffers() {
+  gathered_ = at::Tensor();
+  for (linalg::Scratch& scratch : scratch_) scratch.release();
+  for (at::Tensor& work : spare_work_) work = at::Tensor();
+}
+
 }  // namespace lcomp::calib

@@ -43,8 +43,16 @@ double ordered_sum(const at::Tensor& matrix) {
   return std::accumulate(values, values + rows.numel(), 0.0);
 }
 
+/// tr(D H D^T) over some rows of D, in tiles of columns: bounds the float64 copy of H.
 double energy_of(const at::Tensor& rows, const at::Tensor& moment) {
-  return ordered_sum(at::matmul(rows, moment).mul_(rows));
+  constexpr int64_t kColumns = 256;
+  double sum = 0;
+  for (int64_t begin = 0; begin < moment.size(1); begin += kColumns) {
+    const int64_t count = std::min(kColumns, moment.size(1) - begin);
+    const at::Tensor tile = moment.narrow(1, begin, count).to(at::kDouble);
+    sum += ordered_sum(at::matmul(rows, tile).mul_(rows.narrow(1, begin, count)));
+  }
+  return sum;
 }
 
 struct Sums {
@@ -87,10 +95,9 @@ Sums sums_of(const at::Tensor& w, const at::Tensor& q, const at::Tensor& moment)
 
 double activation_energy(const at::Tensor& difference, const at::Tensor& second_moment, ThreadPool* pool) {
   check_second_moment(second_moment, difference.size(1));
-  const at::Tensor moment = second_moment.to(at::kDouble);
   std::vector<double> energy(static_cast<size_t>(piece_count(difference)));
   parallel_for(pool, piece_count(difference), [&](int64_t index, int) {
-    energy[static_cast<size_t>(index)] = energy_of(piece(difference, index), moment);
+    energy[static_cast<size_t>(index)] = energy_of(piece(difference, index), second_moment);
   });
   return std::accumulate(energy.begin(), energy.end(), 0.0);
 }
@@ -105,7 +112,7 @@ WeightError weight_error(const at::Tensor& original, const at::Tensor& compresse
   at::Tensor moment;
   if (second_moment.defined()) {
     check_second_moment(second_moment, original.size(1));
-    moment = second_moment.to(at::kDouble);
+    moment = second_moment;
   }
   std::vector<Sums> pieces(static_cast<size_t>(piece_count(original)));
   parallel_for(pool, piece_count(original), [&](int64_t index, int) {

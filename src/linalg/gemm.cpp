@@ -100,6 +100,10 @@ float* Scratch::floats(size_t slot, int64_t count) {
   return buffer.data;
 }
 
+void Scratch::release() {
+  buffers_.clear();
+}
+
 struct PackedMatrix::Impl {
   int64_t out = 0;
   int64_t in = 0;

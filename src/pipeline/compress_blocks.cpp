@@ -182,6 +182,8 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
       stats = samples_.runner->advance(block, g, pass.needs());
       if (g > 0) block.release(g - 1);
     }
+    // The factorisation of the widest input is the peak of the run's memory.
+    if (g + 1 == block.groups().size()) samples_.runner->release_buffers();
     const PhaseClock::Scope scope(clock_, "solve");
     const RowTimer timer(row.solve_seconds);
     pass.compress(block, g, stats, context);

@@ -46,6 +46,9 @@ class SampleRunner {
   /// Replaces each sample by the block's output.
   void forward(const model::Block& block);
 
+  /// Frees the buffers that calls keep for each other: worth it before something that needs the memory more.
+  void release_buffers();
+
   const WorkCount& work_count() const { return count_; }
 
  private:

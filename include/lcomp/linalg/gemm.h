@@ -30,6 +30,9 @@ class Scratch {
   /// slot.
   float* floats(size_t slot, int64_t count);
 
+  /// Frees everything.
+  void release();
+
  private:
   struct Buffer;
   std::vector<Buffer> buffers_;

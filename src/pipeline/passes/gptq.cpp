@@ -71,30 +71,46 @@ class GptqPass final : public Pass {
 
   void compress(model::Block& block, size_t group, const calib::InputStats& stats,
                 PassContext& context) const override {
-    // Operators of a group read one input, so those with the same settings share one factorisation.
-    std::map<const PassOptions*, quant::GptqFactor> factors;
-    for (const size_t op : block.groups()[group].operators) {
-      const PassOptions* settings = context.settings(block.ops()[op].info.name);
-      if (settings == nullptr) continue;
-      const auto start = std::chrono::steady_clock::now();
-      const auto scheme =
-          with_scale_type(gptq_options(*settings).get<quant::QuantScheme>(), context.model_dtype);
-      quant::GptqOptions options = gptq_options(*settings).get<quant::GptqOptions>();
-      options.strict = options.strict || context.strict;
-      auto factor = factors.find(settings);
-      if (factor == factors.end()) {
-        factor =
-            factors.emplace(settings, quant::gptq_factor(stats.second_moment, scheme, options, &context.pool))
-                .first;
+    struct Solved {
+      size_t op;
+      MatrixResult result;
+      double seconds;
+    };
+    std::vector<Solved> solved;
+    {
+      // Operators of a group read one input, so those with the same settings share one factorisation. It is
+      // freed before the results are measured.
+      std::map<const PassOptions*, quant::GptqFactor> factors;
+      for (const size_t op : block.groups()[group].operators) {
+        const PassOptions* settings = context.settings(block.ops()[op].info.name);
+        if (settings == nullptr) continue;
+        const auto start = std::chrono::steady_clock::now();
+        MatrixResult result = solve(block.ops()[op], *settings, stats, factors, context);
+        solved.push_back({op, std::move(result), seconds_since(start)});
       }
-      const at::Tensor weight = block.ops()[op].weight->dense();
-      MatrixResult result =
-          to_matrix_result(quant::gptq(weight, factor->second, scheme, options, &context.pool));
-      replace_and_report(block, op, std::move(result), name(), seconds_since(start), stats, context);
+    }
+    for (Solved& s : solved) {
+      replace_and_report(block, s.op, std::move(s.result), name(), s.seconds, stats, context);
     }
   }
 
  private:
+  static MatrixResult solve(const model::LinearOp& op, const PassOptions& settings,
+                            const calib::InputStats& stats,
+                            std::map<const PassOptions*, quant::GptqFactor>& factors,
+                            const PassContext& context) {
+    const auto scheme =
+        with_scale_type(gptq_options(settings).get<quant::QuantScheme>(), context.model_dtype);
+    quant::GptqOptions options = gptq_options(settings).get<quant::GptqOptions>();
+    options.strict = options.strict || context.strict;
+    auto factor = factors.find(&settings);
+    if (factor == factors.end()) {
+      auto made = quant::gptq_factor(stats.second_moment, scheme, options, &context.pool);
+      factor = factors.emplace(&settings, std::move(made)).first;
+    }
+    return to_matrix_result(quant::gptq(op.weight->dense(), factor->second, scheme, options, &context.pool));
+  }
+
   bool sequential_;
 };
 
