@@ -21,7 +21,8 @@ double max_abs(const at::Tensor& x) {
 void check_row(const model::Model& model, const io::SafetensorsFile& io, const at::Tensor& ids, int64_t b) {
   const at::Tensor row = ids[b].contiguous();
   model::SampleState state;
-  at::Tensor& hidden = state.hidden = model.embed({row.data_ptr<int64_t>(), static_cast<size_t>(row.numel())});
+  at::Tensor& hidden = state.hidden =
+      model.embed({row.data_ptr<int64_t>(), static_cast<size_t>(row.numel())});
   linalg::Scratch scratch;
   for (int64_t i = 0; i < model.size(); ++i) {
     model::Block block = model.load_block(i);
