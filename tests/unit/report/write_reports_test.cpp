@@ -36,7 +36,10 @@ TEST_CASE("a report that cannot be written names its file", "[report]") {
 //   LCOMP_SAMPLE_REPORTS=DIR lcomp_unit_tests "[sample_reports]"
 TEST_CASE("sample reports are written to $LCOMP_SAMPLE_REPORTS", "[.][sample_reports]") {
   const char* root = std::getenv("LCOMP_SAMPLE_REPORTS");
-  REQUIRE(root != nullptr);
+  if (root == nullptr) {
+    WARN("skipped: LCOMP_SAMPLE_REPORTS names no folder");
+    return;
+  }
   const auto write = [&](const std::string& name, const RunReport& report) {
     std::filesystem::create_directories(std::filesystem::path(root) / name);
     write_reports(std::filesystem::path(root) / name, report);
