@@ -96,8 +96,7 @@ struct OperatorRow {
   std::optional<double> weight_error;      ///< |W - Q|_F / |W|_F
   std::optional<double> activation_error;  ///< sqrt(tr(D H D^T) / tr(W H W^T)), D = W - Q, H second moment
   std::optional<double> max_abs_error;     ///< max |W - Q|
-  /// What the method minimised: tr(D H D^T) for gptq. When it fell back, the loss of its own, rejected
-  /// result.
+  /// What the method minimised: tr(D H D^T) for gptq. When it fell back, that of what it fell back to.
   std::optional<double> loss;
   std::optional<double> rtn_loss;  ///< the same loss of plain rounding to nearest in the same scheme
   std::optional<double> damping;   ///< share of the mean diagonal of H that was added to it
