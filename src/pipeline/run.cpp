@@ -1,5 +1,7 @@
 #include "pipeline/run.h"
 
+#include <limits>
+
 #include "io/json_util.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
@@ -176,7 +178,9 @@ void Run::assemble() {
   const std::filesystem::path staging = work_->staging();
   std::filesystem::remove_all(staging);
   io::make_directories(staging);
-  record_.files = writer_->finish(staging, static_cast<uint64_t>(job_.write.shard_size));
+  constexpr auto kOneFile = std::numeric_limits<int64_t>::max();
+  const int64_t shard_size = job_.write.shard_size > 0 ? job_.write.shard_size : kOneFile;
+  record_.files = writer_->finish(staging, static_cast<uint64_t>(shard_size));
   record_.files.push_back(io::write_file_atomic(staging / "config.json", output_config(model_, schemes_)));
   for (const io::FileRecord& file : io::copy_companion_files(job_.model, staging))
     record_.files.push_back(file);
