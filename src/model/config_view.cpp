@@ -65,6 +65,18 @@ std::optional<std::vector<std::string>> ConfigView::strings(const std::string& f
   return out;
 }
 
+std::optional<std::vector<double>> ConfigView::numbers(const std::string& field) const {
+  const auto* value = find(field);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_array()) reject(field, "the field must be a list of numbers");
+  std::vector<double> out;
+  for (const auto& item : *value) {
+    if (!item.is_number()) reject(field, "the field must be a list of numbers");
+    out.push_back(item.get<double>());
+  }
+  return out;
+}
+
 std::optional<ConfigView> ConfigView::object(const std::string& field) const {
   const auto* value = find(field);
   if (value == nullptr) return std::nullopt;

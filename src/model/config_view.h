@@ -23,6 +23,7 @@ class ConfigView {
   std::optional<bool> boolean(const std::string& field) const;
   std::optional<std::string> string(const std::string& field) const;
   std::optional<std::vector<std::string>> strings(const std::string& field) const;
+  std::optional<std::vector<double>> numbers(const std::string& field) const;
   std::optional<ConfigView> object(const std::string& field) const;
 
   /// A required integer of at least 1.

@@ -6,8 +6,8 @@ namespace lcomp::model {
 
 std::shared_ptr<const RotaryTable> RotaryTables::tables_for(int64_t tokens) const {
   const std::lock_guard lock(mutex_);
-  // Only the dynamic type depends on the length; the others share the longest table made so far.
-  const bool exact = spec_.type == RopeSpec::Type::kDynamic;
+  // Most types share the longest table made so far.
+  const bool exact = spec_.depends_on_length();
   if (latest_ && (exact ? latest_->tokens == tokens : latest_->tokens >= tokens)) return latest_;
   auto table = std::make_shared<RotaryTable>();
   table->tokens = tokens;

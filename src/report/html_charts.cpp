@@ -136,12 +136,13 @@ std::string roofline_chart(const RunReport& report) {
   std::string out;
   for (const auto& row : report.roofline) {
     const auto achieved = row.achieved_gflops();
-    std::string verdict = number(achieved, 3) + " GFLOP/s";
+    std::string verdict = number(achieved, 3) + " GFLOP/s per core";
     if (row.share())
-      verdict = fmt::format("{} of {} GFLOP/s, <strong>{}</strong>", number(achieved, 3),
+      verdict = fmt::format("{} of {} GFLOP/s per core, <strong>{}</strong>", number(achieved, 3),
                             number(row.peak_gflops, 3), percent(row.share()));
     out += fmt::format(
-        "<div class=meterline><span>{} <span class=muted>· {} · {} in {}</span></span><span>{}</span>"
+        "<div class=meterline><span>{} <span class=muted>· {} · {} in {} of processor "
+        "time</span></span><span>{}</span>"
         "</div>",
         escape_html(row.phase), escape_html(row.precision), flops(row.flops), duration(row.seconds), verdict);
     out += fmt::format(

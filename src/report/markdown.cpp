@@ -117,7 +117,8 @@ std::string times(const RunReport& r) {
     out += table.text();
   }
   if (!r.roofline.empty()) {
-    Table table({"matrix products", "precision", "counted", "time", "GFLOP/s", "GEMM peak", "share"});
+    Table table({"matrix products", "precision", "counted", "processor time", "GFLOP/s per core", "GEMM peak",
+                 "share"});
     for (const auto& row : r.roofline)
       table.row({row.phase, row.precision, flops(row.flops), duration(row.seconds),
                  number(row.achieved_gflops(), 3),

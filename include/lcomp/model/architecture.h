@@ -11,7 +11,7 @@ enum class Activation { kSilu, kGeluTanh };
 
 /// How a position becomes rotation angles (rotary position embedding, half-split pairs (i, i + dims/2)).
 struct RopeSpec {
-  enum class Type { kDefault, kLinear, kDynamic, kLlama3, kYarn };
+  enum class Type { kDefault, kLinear, kDynamic, kLlama3, kYarn, kLongrope };
 
   Type type = Type::kDefault;
   double theta = 10000.0;
@@ -21,10 +21,13 @@ struct RopeSpec {
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  ///< llama3
   double beta_fast = 32.0, beta_slow = 1.0;              ///< yarn
   bool truncate = true;                                  ///< yarn
+  std::vector<double> short_factor, long_factor;         ///< longrope, one per pair
   double attention_scaling = 1.0;                        ///< multiplies cosines and sines
 
-  /// Angle per position of each of the `dims / 2` pairs, float32, for a sequence of `length` tokens (only the
-  /// dynamic type depends on it).
+  /// Whether the angles depend on the length of the sequence (dynamic, longrope).
+  bool depends_on_length() const { return type == Type::kDynamic || type == Type::kLongrope; }
+
+  /// Angle per position of each of the `dims / 2` pairs, float32, for a sequence of `length` tokens.
   std::vector<float> inverse_frequencies(int64_t length) const;
 };
 

@@ -13,9 +13,11 @@ RopeSpec::Type read_type(const ConfigView& rope) {
   if (name == "dynamic") return RopeSpec::Type::kDynamic;
   if (name == "llama3") return RopeSpec::Type::kLlama3;
   if (name == "yarn") return RopeSpec::Type::kYarn;
+  if (name == "longrope" || name == "su") return RopeSpec::Type::kLongrope;
   throw Unsupported(
       rope.where() + ", rope_type",
-      fmt::format("the type must be one of default, linear, dynamic, llama3, yarn; it is '{}'", name));
+      fmt::format("the type must be one of default, linear, dynamic, llama3, yarn, longrope; it is '{}'",
+                  name));
 }
 
 /// YaRN's 0.1 m ln(f) + 1 (Peng et al. 2023, section 3.4).
@@ -31,14 +33,40 @@ double read_yarn_attention_scaling(const ConfigView& rope, double factor) {
   return yarn_scale(factor, 1.0);
 }
 
+/// One factor per pair; a value of 0 or less would turn the angles around.
+std::vector<double> read_factors(const ConfigView& rope, const char* field, int64_t dims) {
+  const auto factors = rope.numbers(field);
+  const bool fits = factors && static_cast<int64_t>(factors->size()) == dims / 2 &&
+                    std::all_of(factors->begin(), factors->end(), [](double f) { return f > 0; });
+  if (!fits) rope.reject(field, fmt::format("the field must be a list of {} positive numbers", dims / 2));
+  return *factors;
+}
+
+/// LongRoPE (Ding et al. 2024): a factor per pair, of one list up to the original context and of another
+/// beyond it.
+void read_longrope(const ConfigView& rope, double max_positions, RopeSpec& spec) {
+  spec.short_factor = read_factors(rope, "short_factor", spec.dims);
+  spec.long_factor = read_factors(rope, "long_factor", spec.dims);
+  const double original = spec.original_max_positions;
+  spec.factor = rope.number("factor").value_or(max_positions / original);
+  const double scaling =
+      spec.factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(spec.factor) / std::log(original));
+  spec.attention_scaling = rope.number("attention_factor").value_or(scaling);
+}
+
 /// Fields of the scaled types, read from the object that names the type.
-void read_scaling(const ConfigView& rope, RopeSpec& spec) {
-  spec.factor = rope.number("factor").value_or(0.0);
-  if (!(spec.factor >= 1.0)) rope.reject("factor", "the field must be a number of at least 1");
+void read_scaling(const ConfigView& rope, double max_positions, RopeSpec& spec) {
   spec.original_max_positions =
       rope.number("original_max_position_embeddings").value_or(spec.original_max_positions);
-  if (!(spec.original_max_positions >= 1.0))
+  if (!(spec.original_max_positions >= 1.0)) {
     rope.reject("original_max_position_embeddings", "the field must be at least 1");
+  }
+  if (spec.type == RopeSpec::Type::kLongrope) {
+    read_longrope(rope, max_positions, spec);
+    return;
+  }
+  spec.factor = rope.number("factor").value_or(0.0);
+  if (!(spec.factor >= 1.0)) rope.reject("factor", "the field must be a number of at least 1");
   if (spec.type == RopeSpec::Type::kLlama3) {
     spec.low_freq_factor = rope.number("low_freq_factor").value_or(1.0);
     spec.high_freq_factor = rope.number("high_freq_factor").value_or(4.0);
@@ -118,7 +146,7 @@ RopeSpec read_rope(const ConfigView& config, int64_t head_dim, int64_t max_posit
   spec.original_max_positions =
       config.number("original_max_position_embeddings").value_or(static_cast<double>(max_positions));
   if (rope) spec.type = read_type(*rope);
-  if (spec.type != RopeSpec::Type::kDefault) read_scaling(*rope, spec);
+  if (spec.type != RopeSpec::Type::kDefault) read_scaling(*rope, static_cast<double>(max_positions), spec);
   // The dynamic type stretches relative to max_position_embeddings itself.
   if (spec.type == RopeSpec::Type::kDynamic) spec.original_max_positions = static_cast<double>(max_positions);
   return spec;
@@ -138,6 +166,9 @@ std::vector<float> RopeSpec::inverse_frequencies(int64_t length) const {
     for (double& f : frequencies) f = llama3_frequency(*this, f);
   } else if (type == Type::kYarn) {
     yarn_frequencies(*this, frequencies);
+  } else if (type == Type::kLongrope) {
+    const auto& factors = static_cast<double>(length) > original_max_positions ? long_factor : short_factor;
+    for (size_t i = 0; i < frequencies.size(); ++i) frequencies[i] /= factors[i];
   }
   return {frequencies.begin(), frequencies.end()};
 }

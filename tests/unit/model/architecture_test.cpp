@@ -73,6 +73,23 @@ TEST_CASE("the dynamic rope equals the default until the context limit is passed
   REQUIRE(dynamic.inverse_frequencies(65) != plain.inverse_frequencies(65));
 }
 
+TEST_CASE("longrope uses its short factors up to the original context and its long ones beyond",
+          "[model][rope]") {
+  const auto rope =
+      read(R"("max_position_embeddings":64,"original_max_position_embeddings":16,"rope_scaling":)"
+           R"({"type":"longrope","short_factor":[1,1,2,2],"long_factor":[2,4,4,8]},)")
+          .rope;
+  const auto plain = read("").rope.inverse_frequencies(16);
+  const auto at_16 = rope.inverse_frequencies(16);
+  const auto at_17 = rope.inverse_frequencies(17);
+  REQUIRE(at_16.at(0) == plain.at(0));
+  REQUIRE(at_16.at(3) == Approx(plain.at(3) / 2));
+  REQUIRE(at_17.at(0) == Approx(plain.at(0) / 2));
+  REQUIRE(at_17.at(3) == Approx(plain.at(3) / 8));
+  // factor 64 / 16 = 4, sqrt(1 + ln 4 / ln 16) = sqrt(1.5)
+  REQUIRE(rope.attention_scaling == Approx(1.224744871));
+}
+
 TEST_CASE("a config that cannot be read names the file, the field and what must hold",
           "[model][architecture]") {
   const auto fails = [](const std::string& extra, const std::string& text,
@@ -99,13 +116,18 @@ TEST_CASE("a config that cannot be read names the file, the field and what must 
   fails(R"("rope_theta":1.0,)", "rope_theta] the field must be a number above 1");
   fails(R"("partial_rotary_factor":2.0,)", "the field must lie in (0, 1]");
   fails(R"("rope_scaling":{"type":"cubic"},)",
-        "the type must be one of default, linear, dynamic, llama3, yarn; it is 'cubic'");
+        "the type must be one of default, linear, dynamic, llama3, yarn, longrope; it is 'cubic'");
   fails(R"("rope_scaling":{"type":"linear"},)",
         "factor] the field must be a number of at least 1; it is absent");
   fails(R"("rope_scaling":{"type":"linear","factor":2,"original_max_position_embeddings":0},)",
         "the field must be at least 1");
   fails(R"("rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4},)",
         "must exceed low_freq_factor = 4");
+  fails(R"("rope_scaling":{"type":"longrope","short_factor":[1,1,1],"long_factor":[1,1,1,1]},)",
+        "short_factor] the field must be a list of 4 positive numbers; it is [1,1,1]");
+  fails(R"("rope_scaling":{"type":"longrope","short_factor":3},)",
+        "the field must be a list of numbers; it is 3");
+  fails(R"("rope_scaling":{"type":"longrope","short_factor":["a"]},)", "the field must be a list of numbers");
   fails(R"("layer_types":["full_attention"],)", "the list must have num_hidden_layers = 3 entries", "qwen2");
   fails(R"("layer_types":["a","b","c"],)", "every entry must be full_attention or sliding_attention",
         "qwen2");
