@@ -268,7 +268,6 @@ void Run::take_record(BlockRecord record) {
   record_.decoded.insert(record.decoded.begin(), record.decoded.end());
   for (const OperatorRow& row : record.operators) {
     record_.described[row.name] = row.scheme;
-    report_.totals.compressed_parameters += row.out_features * row.in_features;
     if (row.fell_back) report_.warnings.push_back(fmt::format("{}: fell back to {}", row.name, row.fallback));
   }
   schemes_.insert(record.schemes.begin(), record.schemes.end());

@@ -205,9 +205,24 @@ void Run::verify() {
   report_.totals.bytes_after = static_cast<int64_t>(written.stored_bytes());
   report_.totals.bits_per_weight =
       8.0 * static_cast<double>(written.stored_bytes()) / static_cast<double>(plan_.parameters);
-  if (!result.passed)
+  count_compressed();
+  if (!result.passed) {
     throw InternalError("verify", "the written checkpoint must equal what was computed; " + result.message);
+  }
   step("verify", 1, 1);
+}
+
+/// Totals over the operators that a pass changed.
+void Run::count_compressed() {
+  double stored = 0;
+  double weights = 0;
+  for (const OperatorPlan& op : plan_.operators) {
+    if (op.methods.empty()) continue;
+    stored += static_cast<double>(op.bytes_after);
+    weights += static_cast<double>(op.out_features * op.in_features);
+  }
+  report_.totals.compressed_parameters = static_cast<int64_t>(weights);
+  if (weights > 0) report_.totals.operator_bits_per_weight = 8.0 * stored / weights;
 }
 
 void Run::evaluate() {

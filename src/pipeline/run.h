@@ -53,6 +53,7 @@ class Run {
   // run.cpp
   std::string job_key() const;
   void check_cancelled() const;
+  void count_compressed();
   void step(const std::string& phase, int64_t done, int64_t total, const std::string& detail = "");
 
   // compress_blocks.cpp
