@@ -3,6 +3,7 @@
 
 // GCC 12 sees an overlap in inlined string concatenation where there is none (GCC bug 105651).
 #pragma GCC diagnostic ignored "-Wrestrict"
+#pragma GCC diagnostic ignored "-Warray-bounds"
 
 #include <filesystem>
 #include <fstream>
