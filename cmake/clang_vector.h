@@ -1,4 +1,4 @@
-// Read first by clang (clang-tidy, the fuzzers), never by GCC. LibTorch 1.13 names std::vector<IValue> while
+// Read first by clang (clang-tidy), never by GCC. LibTorch 1.13 names std::vector<IValue> while
 // IValue is incomplete. The members of the vector of libstdc++ 12 are constexpr, which makes clang
 // instantiate them on the spot and stop there; here they are not. (__fill_a1 was declared constexpr by a
 // header read before, so it keeps its own name.)

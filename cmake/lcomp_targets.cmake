@@ -60,7 +60,6 @@ if(cli_sources)
   add_executable(lcomp_cli ${cli_sources})
   set_target_properties(lcomp_cli PROPERTIES OUTPUT_NAME lcomp RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
   target_include_directories(lcomp_cli PRIVATE ${PROJECT_SOURCE_DIR}/src)
-  target_compile_definitions(lcomp_cli PRIVATE LCOMP_VERSION="${PROJECT_VERSION}")
   target_link_libraries(lcomp_cli PRIVATE lcomp lcomp_build_flags CLI11::CLI11 nlohmann_json::nlohmann_json fmt::fmt
                         Threads::Threads)
 endif()

@@ -9,6 +9,7 @@
 #include "cli/failure.h"
 #include "cli/interrupt.h"
 #include "lcomp/core/nearest.h"
+#include "lcomp/version.h"
 
 namespace lcomp::cli {
 namespace {
@@ -95,7 +96,7 @@ bool wants_json(int argc, const char* const* argv) {
 
 int run_command_line(int argc, const char* const* argv, const std::vector<Command>& commands) {
   CLI::App app("Makes trained transformer checkpoints smaller.", "lcomp");
-  app.set_version_flag("--version", "lcomp " LCOMP_VERSION);
+  app.set_version_flag("--version", std::string("lcomp ") + kVersion);
   app.require_subcommand(1);
   app.footer(kFooter);
   CommonOptions common;

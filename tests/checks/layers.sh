@@ -32,7 +32,7 @@ while IFS=: read -r file line target; do
   folder=${file#src/}
   folder=${folder#include/lcomp/}
   folder=${folder%%/*}
-  [[ $folder == lcomp.h ]] && continue # the umbrella header
+  [[ $folder == lcomp.h ]] && continue # includes everything, and nothing of ours includes it
   if [[ ! -v may_include[$folder] ]]; then
     complain "$file: the folder '$folder' is not in the table of layers"
     continue

@@ -29,10 +29,10 @@ if git grep --untracked -n -I -E '\b(TO''DO|FIX''ME)\b' -- '*.cpp' '*.h' '*.cmak
   complain "unfinished work belongs in an issue, not in a comment"
 fi
 
-# Every source is compiled by something. tests/install is a project of its own, the fuzzers are built with clang.
+# Every source is compiled by something. The consumer in tests/install is a project of its own.
 for file in "${files[@]}"; do
   case $file in
-    tests/install/* | tests/fuzz/* | benchmarks/*) continue ;;
+    tests/install/*) continue ;;
     *.cpp) grep --quiet --fixed-strings "/$file\"" "$compile_commands" || complain "$file: no target compiles this file" ;;
   esac
 done
@@ -48,6 +48,11 @@ for file in "${files[@]}"; do
     scripts/* | .ci/*) [[ -x $file ]] || complain "$file: must be executable" ;;
   esac
 done
+
+# The umbrella header is complete.
+while read -r header; do
+  grep --quiet --fixed-strings "\"$header\"" include/lcomp/lcomp.h || complain "include/lcomp/lcomp.h: must include $header"
+done < <(cd include && find lcomp -name '*.h' ! -path lcomp/lcomp.h)
 
 echo "${#files[@]} files"
 exit "$failed"
