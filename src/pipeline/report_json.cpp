@@ -341,7 +341,7 @@ class Reader {
 Json parse(std::string_view text) {
   try {
     return Json::parse(text);
-  } catch (const Json::parse_error& error) {
+  } catch (const Json::exception& error) {
     throw CorruptFile("report.json", fmt::format("the text must be JSON; {}", error.what()));
   }
 }

@@ -7,6 +7,7 @@
 // there.
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -34,6 +35,17 @@ constexpr std::array kNumbers = {"0",
                                  "18446744073709551615",
                                  "99999999999999999999999"};
 constexpr std::array<char, 6> kBytes = {'\0', ' ', '\x7F', '\x80', '\xC0', '\xFF'};
+
+std::string input;
+std::string failing_path;
+
+/// Runs on the way out of a failed process: nothing can be lost any more by calling what is not signal-safe.
+void save_input(int signal) {
+  std::ofstream(failing_path, std::ios::binary | std::ios::trunc) << input;
+  std::fprintf(stderr, "the failing input is in %s\n", failing_path.c_str());
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
 
 bool is_digit(char c) {
   return c >= '0' && c <= '9';
@@ -111,16 +123,15 @@ int main(int argc, char** argv) {
   std::vector<std::string> seeds;
   for (int i = 2; i < argc; ++i) seeds.push_back(read_file(argv[i]));
   const std::vector<std::string> words = words_of(seeds);
-  const std::string input_path = std::filesystem::path(argv[0]).filename().string() + ".input";
+  failing_path = std::filesystem::path(argv[0]).filename().string() + ".input";
+  for (const int signal : {SIGABRT, SIGSEGV, SIGFPE}) std::signal(signal, save_input);
 
   for (long long run = 0; run < runs; ++run) {
     lcomp::Rng rng(static_cast<uint64_t>(run), "fuzz");
-    std::string input = seeds[rng.below(seeds.size())];
+    input = seeds[rng.below(seeds.size())];
     for (uint64_t edits = run == 0 ? 0 : 1 + rng.below(6); edits > 0; --edits) edit(input, words, rng);
-    std::ofstream(input_path, std::ios::binary | std::ios::trunc) << input;
     LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
   }
-  std::filesystem::remove(input_path);
   std::printf("%lld inputs from %zu seeds\n", runs, seeds.size());
   return 0;
 }
