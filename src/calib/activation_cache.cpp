@@ -55,7 +55,9 @@ void read_all(int descriptor, void* data, size_t bytes, off_t offset, const std:
   while (bytes > 0) {
     const ssize_t done = ::pread(descriptor, to, bytes, offset);
     if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) fail(file, "reading the activation cache");
+    if (done == 0)
+      throw ResourceError(file.string(), "reading the activation cache must succeed; the file is too short");
+    if (done < 0) fail(file, "reading the activation cache");
     to += done;
     offset += done;
     bytes -= static_cast<size_t>(done);

@@ -62,6 +62,20 @@ QuantScheme read_scheme(const OrderedJsonView& weights) {
   return scheme;
 }
 
+/// Targets or names to ignore; a regular expression among them must be one.
+std::vector<std::string> read_patterns(const OrderedJsonView& list) {
+  std::vector<std::string> patterns = list.texts();
+  for (const std::string& pattern : patterns) {
+    if (!pattern.starts_with("re:")) continue;
+    try {
+      const std::regex compiled(pattern.substr(3));
+    } catch (const std::regex_error& error) {
+      list.fail(fmt::format("must hold valid regular expressions; '{}': {}", pattern, error.what()));
+    }
+  }
+  return patterns;
+}
+
 QuantizationConfig::Group read_group(const OrderedJsonView& group) {
   if (group.find("input_activations") || group.find("output_activations")) {
     throw Unsupported("config.json: " + group.pointer(),
@@ -72,7 +86,7 @@ QuantizationConfig::Group read_group(const OrderedJsonView& group) {
     throw Unsupported("config.json: " + group.pointer(),
                       fmt::format("the format must be pack-quantized; it is '{}'", format));
   }
-  return {group.at("targets").texts(), read_scheme(group.at("weights"))};
+  return {read_patterns(group.at("targets")), read_scheme(group.at("weights"))};
 }
 
 nlohmann::ordered_json scheme_to_json(const QuantScheme& scheme) {
@@ -149,7 +163,7 @@ std::optional<QuantizationConfig> QuantizationConfig::read(std::string_view conf
                       "transform_config must be empty; rotations are not applied when reading");
   }
   QuantizationConfig out;
-  if (const auto ignore = config->find("ignore")) out.ignore = ignore->texts();
+  if (const auto ignore = config->find("ignore")) out.ignore = read_patterns(*ignore);
   if (const auto groups = config->find("config_groups")) {
     for (const auto& [name, group] : groups->members()) out.groups.push_back(read_group(group));
   }

@@ -137,6 +137,7 @@ BlockRecord Run::compress_block(int64_t index) {
   for (size_t p = 0; p < passes_.size(); ++p) {
     const Pass& pass = *passes_[p];
     // A sequential pass moves the samples on as it goes, so it must be the last to read them.
+    const size_t rows_before = record.operators.size();
     if (pass.sequential() && pass.needs().any() && p + 1 == passes_.size()) {
       PassContext context{pool_, job_.strict, model_.dtype(), {}, record.operators};
       context.settings = settings_of(p, index);
@@ -145,6 +146,8 @@ BlockRecord Run::compress_block(int64_t index) {
     } else {
       run_pass(p, *block, record.row, record.operators);
     }
+    for (size_t r = rows_before; r < record.operators.size(); ++r)
+      record.operators[r].pass = static_cast<int64_t>(p);
   }
   if (plan_.needs_calibration && !forwarded && !is_last) {
     const PhaseClock::Scope scope(clock_, "forward");

@@ -7,14 +7,24 @@ namespace lcomp::pipeline {
 namespace {
 
 void run_steps(Run& run) {
-  if (!run.take_work_dir()) return;
+  // The texts first: what is wrong with them is said before anything is made.
   run.read_calibration();
+  run.read_evaluation();
+  if (!run.take_work_dir()) return;
   run.write_outer_tensors();
   run.compress_blocks();
   run.assemble();
   run.verify();
   run.evaluate();
   run.publish();
+}
+
+/// A report that cannot be written (the disk is full, say) must not hide what ended the run.
+void report_end(Run& run, RunStatus status, const std::exception& reason) {
+  try {
+    run.write_report(status, reason.what());
+  } catch (const std::exception&) {
+  }
 }
 
 }  // namespace
@@ -25,10 +35,10 @@ RunReport run(const Job& job, const MethodTable& methods, Observer& observer,
   try {
     run_steps(run);
   } catch (const Interrupted& stop) {
-    run.write_report(RunStatus::kInterrupted, stop.what());
+    report_end(run, RunStatus::kInterrupted, stop);
     throw;
   } catch (const std::exception& failure) {
-    run.write_report(RunStatus::kFailed, failure.what());
+    report_end(run, RunStatus::kFailed, failure);
     throw;
   }
   return run.report();

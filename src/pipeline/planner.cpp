@@ -56,6 +56,7 @@ std::vector<OperatorPlan> list_operators(const model::Model& model) {
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
 /// pass.
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
+  std::string place;  // of the first misfit
   std::string errors;
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);
@@ -77,12 +78,18 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
       } catch (const InvalidArgument& misfit) {
         // One line per kind of operator: the same misfit in 80 blocks is one mistake.
         const std::string kind = op.name.substr(op.name.rfind('.') + 1);
-        if (said.insert(kind).second)
-          errors += fmt::format("{}[job: /passes/{}] {}", errors.empty() ? "" : "\n", p, misfit.what());
+        if (!said.insert(kind).second) continue;
+        const std::string here = fmt::format("job: /passes/{}", p);
+        if (place.empty()) {
+          place = here;
+        } else {
+          errors += fmt::format("\n[{}] ", here);
+        }
+        errors += misfit.what();
       }
     }
   }
-  if (!errors.empty()) throw ConfigError("job", errors);
+  if (!errors.empty()) throw ConfigError(place, errors);
 }
 
 uint64_t to_bytes(double count) {

@@ -5,7 +5,6 @@
 #include "io/json_util.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
-#include "lcomp/eval/evaluate.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
 #include "lcomp/io/hf_dir.h"
@@ -45,6 +44,17 @@ EvaluationRow evaluation_row(const std::string& model, const eval::EvaluationTex
   row.seconds = scores.seconds;
   row.protocol = eval::protocol(text, precision);
   return row;
+}
+
+void check_vocabulary(const std::vector<std::vector<int64_t>>& sequences, int64_t vocabulary,
+                      const std::string& file) {
+  for (const auto& ids : sequences) {
+    const auto wrong = std::find_if(ids.begin(), ids.end(), [&](int64_t id) { return id >= vocabulary; });
+    if (wrong != ids.end()) {
+      throw ConfigError(file, fmt::format("token ids must be below the model's vocab_size = {}; one is {}",
+                                          vocabulary, *wrong));
+    }
+  }
 }
 
 }  // namespace
@@ -136,6 +146,7 @@ void Run::read_calibration() {
   samples_.tokens =
       calib::read_samples(c.text, tokenizer, {c.jsonl_field, c.samples, c.length, c.starts, c.short_samples});
   const calib::TokenSamples& tokens = samples_.tokens;
+  check_vocabulary(tokens.sequences, model_.architecture().vocab_size, c.text);
   CalibrationFacts facts;
   facts.file = c.text;
   facts.text_hash = tokens.text_hash;
@@ -154,6 +165,15 @@ void Run::read_calibration() {
   }
 }
 
+void Run::read_evaluation() {
+  if (!job_.evaluate) return;
+  const PhaseClock::Scope scope(clock_, "tokenize");
+  const EvaluateOptions& e = *job_.evaluate;
+  evaluation_text_ =
+      eval::read_evaluation_text(e.text, tokenizer_of(job_), {e.window, e.stride, e.max_windows});
+  check_vocabulary(evaluation_text_->windows, model_.architecture().vocab_size, e.text);
+}
+
 void Run::write_outer_tensors() {
   const PhaseClock::Scope scope(clock_, "write");
   io::Hasher hasher;
@@ -168,7 +188,7 @@ void Run::write_outer_tensors() {
     writer_->adopt_part("outer");
     return;
   }
-  for (const std::string& name : model_.outer_tensors()) writer_->add(name, model_.checkpoint().read(name));
+  for (const std::string& name : model_.outer_tensors()) writer_->add(name, model_.read_finite(name));
   work_->journal().commit({"outer", last_key_, {writer_->commit_part("outer")}, ""});
 }
 
@@ -229,11 +249,9 @@ void Run::evaluate() {
   if (!job_.evaluate) return;
   const PhaseClock::Scope scope(clock_, "evaluate");
   samples_ = {};  // frees the calibration samples
-  const EvaluateOptions& e = *job_.evaluate;
-  const auto text =
-      eval::read_evaluation_text(e.text, tokenizer_of(job_), {e.window, e.stride, e.max_windows});
+  const eval::EvaluationText& text = *evaluation_text_;
   const model::Model compressed = model::Model::open(work_->staging());
-  const model::Model* reference = e.reference ? &model_ : nullptr;
+  const model::Model* reference = job_.evaluate->reference ? &model_ : nullptr;
   const linalg::Precision precision = plan_.evaluation_compute;
   const eval::Evaluation scores = eval::evaluate(compressed, reference, text, precision, pool_, observer_);
   if (reference != nullptr) {

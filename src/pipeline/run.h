@@ -10,6 +10,7 @@
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/observer.h"
 #include "lcomp/core/threads.h"
+#include "lcomp/eval/evaluate.h"
 #include "lcomp/io/checkpoint_writer.h"
 #include "lcomp/io/work_dir.h"
 #include "lcomp/pipeline/pass.h"
@@ -34,10 +35,11 @@ class Run {
  public:
   Run(const Job& job, const MethodTable& methods, Observer& observer, const ReportWriter& write_reports);
 
+  void read_calibration();
+  void read_evaluation();
   /// Takes the working directory; false when an earlier run was killed right after publishing, and nothing is
   /// left to do.
   bool take_work_dir();
-  void read_calibration();
   void write_outer_tensors();
   void compress_blocks();
   void assemble();
@@ -84,6 +86,7 @@ class Run {
   std::optional<io::WorkDir> work_;
   std::optional<io::CheckpointWriter> writer_;
   Samples samples_;
+  std::optional<eval::EvaluationText> evaluation_text_;
   std::string last_key_;
   OutputRecord record_;
   std::map<std::string, quant::QuantScheme> schemes_;

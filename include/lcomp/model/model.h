@@ -40,6 +40,9 @@ class Model {
   /// Weight of one operator as stored, dense or packed. Errors as `load_block`.
   WeightPtr load_weight(const OperatorInfo& op) const;
 
+  /// Any stored tensor, in its own type. Errors as `load_block`.
+  at::Tensor read_finite(const std::string& name) const;
+
   /// Stored tensors that belong to block `i`, sorted.
   std::vector<std::string> block_tensors(int64_t i) const;
   /// Stored tensors that belong to no block: embedding, final norm, head, and what the model does not use;
@@ -64,7 +67,6 @@ class Model {
   void check_tensor(const std::string& name, const std::vector<int64_t>& shape) const;
   void check_operator(const OperatorInfo& op) const;
   void check_all();
-  at::Tensor read_finite(const std::string& name) const;
   at::Tensor read_rows(const std::string& name, int64_t begin, int64_t count) const;
 
   std::string config_json_;

@@ -1,0 +1,258 @@
+// Crash safety: whatever ends a run, the same job continues it and ends in the same bytes.
+#include <fstream>
+
+#include "lcomp/core/error.h"
+#include "pipeline/child_runs.h"
+#include "support/error_text.h"
+
+namespace fs = std::filesystem;
+using namespace lcomp;
+using test::Json;
+
+namespace {
+
+Json job_to_kill(const fs::path& output) {
+  Json job = test::gptq_job(output);
+  job["evaluate"] = {{"text", test::evaluation_text().string()}, {"window", 64}, {"max_windows", 2}};
+  return job;
+}
+
+struct Uninterrupted {
+  std::string hash;
+  test::Watcher watcher;
+};
+
+Uninterrupted run_through(const fs::path& output) {
+  Uninterrupted result;
+  test::run(job_to_kill(output), result.watcher);
+  result.hash = test::weights_hash(output);
+  return result;
+}
+
+int resumed_blocks(const pipeline::RunReport& report) {
+  int count = 0;
+  for (const auto& block : report.blocks) count += block.resumed ? 1 : 0;
+  return count;
+}
+
+/// Kills a run at one sign of life, checks that nothing is published, and continues.
+void kill_and_continue(const fs::path& output, int sign, const std::string& expected_hash) {
+  CAPTURE(sign);
+  const auto child = test::run_in_child(job_to_kill(output), sign);
+  REQUIRE(child.killed);
+  REQUIRE_FALSE(fs::exists(output));
+  REQUIRE(fs::exists(test::work_dir_of(output)));
+  test::Watcher watcher;
+  const auto report = test::run(job_to_kill(output), watcher);
+  REQUIRE(test::weights_hash(output) == expected_hash);
+  REQUIRE_FALSE(fs::exists(test::work_dir_of(output)));
+  REQUIRE(report.operators.size() == 28);
+  REQUIRE(report.verification->passed);
+  Observer silent;
+  REQUIRE(pipeline::verify(output, silent).passed);
+}
+
+/// Runs the job until its observer has been asked `asked` times, then stops it.
+void interrupt(const Json& job, int signs) {
+  test::Watcher watcher;
+  watcher.stops = [signs](int sign) { return sign >= signs; };
+  REQUIRE(test::error_text([&] { test::run(job, watcher); }) ==
+          "[run] the run was asked to stop; the same command continues it");
+}
+
+/// Changes one byte in the middle of a file.
+void damage(const fs::path& file) {
+  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+  const auto middle = static_cast<std::streamoff>(fs::file_size(file) / 2);
+  stream.seekg(middle);
+  const auto byte = static_cast<char>(stream.get() ^ 0x10);
+  stream.seekp(middle);
+  stream.put(byte);
+}
+
+/// Signs of an uninterrupted run up to and with its progress call number `done` of `phase`.
+int sign_of(const std::vector<std::pair<std::string, int>>& phases, const std::string& phase, size_t number) {
+  for (const auto& [name, sign] : phases) {
+    if (name == phase && number-- == 0) return sign;
+  }
+  FAIL("the run has no such step: " << phase);
+  return -1;
+}
+
+/// Phase of each progress call with the sign that it was.
+std::vector<std::pair<std::string, int>> signs_of_phases(const fs::path& output) {
+  struct Counter final : test::Watcher {
+    std::vector<std::pair<std::string, int>> phases;
+    void progress(const Progress& step) override {
+      phases.emplace_back(step.phase, signs);
+      Watcher::progress(step);
+    }
+  } counter;
+  test::run(job_to_kill(output), counter);
+  return counter.phases;
+}
+
+}  // namespace
+
+TEST_CASE("a run killed between two groups of a block is continued to the same bytes", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto phases = signs_of_phases(dir / "whole");
+  const std::string expected = test::weights_hash(dir / "whole");
+  kill_and_continue(dir / "killed", sign_of(phases, "compress", 2) + 2, expected);
+}
+
+TEST_CASE("a run killed while its output is put together is continued to the same bytes",
+          "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto phases = signs_of_phases(dir / "whole");
+  kill_and_continue(dir / "killed", sign_of(phases, "assemble", 1), test::weights_hash(dir / "whole"));
+}
+
+TEST_CASE("a run killed in the verification or the evaluation is continued to the same bytes",
+          "[pipeline][resume][slow]") {
+  const test::TempDir dir;
+  const auto phases = signs_of_phases(dir / "whole");
+  const std::string expected = test::weights_hash(dir / "whole");
+  kill_and_continue(dir / "verify", sign_of(phases, "verify", 0), expected);
+  kill_and_continue(dir / "verified", sign_of(phases, "verify", 1), expected);
+  kill_and_continue(dir / "evaluate", sign_of(phases, "evaluate", 2), expected);
+}
+
+TEST_CASE("a job killed again and again, a little further each time, ends in the same bytes",
+          "[pipeline][resume][slow]") {
+  const test::TempDir dir;
+  const auto whole = run_through(dir / "whole");
+  const Json job = job_to_kill(dir / "killed");
+  // Each life lasts seven signs, enough for one block.
+  int lives = 0;
+  while (!fs::exists(dir / "killed")) {
+    REQUIRE(++lives < 40);
+    const auto child = test::run_in_child(job, lives < 12 ? 7 : 7 + lives);
+    REQUIRE((child.killed || child.finished));
+  }
+  REQUIRE(lives > 3);
+  REQUIRE(test::weights_hash(dir / "killed") == whole.hash);
+}
+
+TEST_CASE("a run asked to stop leaves a report that says so, and continues where it was",
+          "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto whole = run_through(dir / "whole");
+  const Json job = job_to_kill(dir / "out");
+  interrupt(job, 14);
+  REQUIRE_FALSE(fs::exists(dir / "out"));
+  const Json report = test::read_json(test::work_dir_of(dir / "out") / "report.json");
+  REQUIRE(report["status"] == "interrupted");
+  REQUIRE(report["message"] == "[run] the run was asked to stop; the same command continues it");
+
+  test::Watcher watcher;
+  const auto continued = test::run(job, watcher);
+  REQUIRE(watcher.notes == std::vector<std::string>{"continuing after 2 finished blocks of 4"});
+  REQUIRE(resumed_blocks(continued) == 2);
+  REQUIRE(continued.blocks[0].resumed);
+  REQUIRE_FALSE(continued.blocks[3].resumed);
+  REQUIRE(continued.status == pipeline::RunStatus::kDone);
+  REQUIRE(test::weights_hash(dir / "out") == whole.hash);
+  const Json published = test::read_json(dir / "out" / "report.json");
+  REQUIRE(published["status"] == "done");
+  REQUIRE(published["blocks"][1]["resumed"] == true);
+}
+
+TEST_CASE("a run may be continued with other threads, another cache and another evaluation",
+          "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto whole = run_through(dir / "whole");
+  Json job = job_to_kill(dir / "out");
+  interrupt(job, 14);
+  job["threads"] = 2;
+  job["calibration"]["cache"] = "disk";
+  job.erase("evaluate");
+  const auto report = test::run(job);
+  REQUIRE(resumed_blocks(report) == 2);
+  REQUIRE(report.evaluation.empty());
+  REQUIRE(test::weights_hash(dir / "out") == whole.hash);
+}
+
+TEST_CASE("a changed job starts from the beginning and says why", "[pipeline][resume]") {
+  const test::TempDir dir;
+  Json job = test::gptq_job(dir / "fresh", {{"bits", 3}});
+  test::run(job);
+  interrupt(test::gptq_job(dir / "out"), 14);
+  job["output"] = (dir / "out").string();
+  test::Watcher watcher;
+  const auto report = test::run(job, watcher);
+  REQUIRE(watcher.notes.size() == 1);
+  REQUIRE_THAT(
+      watcher.notes[0],
+      Catch::StartsWith("earlier work is not continued: ") &&
+          Catch::Contains("it belongs to another job, or to this job with other settings or inputs"));
+  REQUIRE(resumed_blocks(report) == 0);
+  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+}
+
+TEST_CASE("another calibration text under the same name is another job", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const std::string text = io::read_file(test::calibration_text());
+  test::write_text(dir / "calib.txt", text);
+  Json job = test::gptq_job(dir / "out");
+  job["calibration"]["text"] = (dir / "calib.txt").string();
+  interrupt(job, 14);
+  test::write_text(dir / "calib.txt", text.substr(1000));
+  test::Watcher watcher;
+  test::run(job, watcher);
+  REQUIRE_THAT(watcher.notes.at(0), Catch::StartsWith("earlier work is not continued: "));
+}
+
+TEST_CASE("damaged saved activations start the run again instead of being believed", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto whole = run_through(dir / "whole");
+  for (const bool remove : {false, true}) {
+    CAPTURE(remove);
+    const fs::path output = dir / (remove ? "removed" : "changed");
+    interrupt(job_to_kill(output), 14);
+    const fs::path samples = test::work_dir_of(output) / "samples-0001.bin";
+    REQUIRE(fs::exists(samples));
+    if (remove) {
+      fs::remove(samples);
+    } else {
+      damage(samples);
+    }
+    test::Watcher watcher;
+    const auto report = test::run(job_to_kill(output), watcher);
+    REQUIRE(watcher.notes == std::vector<std::string>{
+                                 "the saved activations are gone or damaged: starting from the first block"});
+    REQUIRE(resumed_blocks(report) == 0);
+    REQUIRE(test::weights_hash(output) == whole.hash);
+  }
+}
+
+TEST_CASE("a damaged part of a finished block is computed again", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto whole = run_through(dir / "whole");
+  interrupt(job_to_kill(dir / "out"), 14);
+  damage(test::work_dir_of(dir / "out") / "blocks" / "0001.safetensors");
+  test::run(job_to_kill(dir / "out"));
+  REQUIRE(test::weights_hash(dir / "out") == whole.hash);
+}
+
+TEST_CASE("a run killed between publishing and tidying up finds its work done", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const Json job = test::rtn_job(dir / "out");
+  const fs::path work = test::work_dir_of(dir / "out");
+  test::Watcher watcher;
+  watcher.at_sign = [&](int) {
+    if (watcher.steps.empty() || watcher.steps.back().phase != "verify" || watcher.steps.back().done != 1)
+      return;
+    fs::copy(work, dir / "kept", fs::copy_options::recursive);
+    fs::remove_all(dir / "kept" / "output");  // has become the output
+  };
+  test::run(job, watcher);
+  const std::string hash = test::weights_hash(dir / "out");
+  fs::rename(dir / "kept", work);
+
+  const auto again = test::run(job);
+  REQUIRE(again.status == pipeline::RunStatus::kDone);
+  REQUIRE(again.operators.size() == 28);
+  REQUIRE_FALSE(fs::exists(work));
+  REQUIRE(test::weights_hash(dir / "out") == hash);
+}

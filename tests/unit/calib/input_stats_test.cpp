@@ -1,0 +1,62 @@
+#include "lcomp/calib/input_stats.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+
+#include "support/matrices.h"
+
+using namespace lcomp;
+using calib::StatsAccumulator;
+
+TEST_CASE("statistics equal their formulas in double", "[calib][stats]") {
+  const int64_t tokens = 300;
+  const int64_t features = 37;
+  const at::Tensor exact =
+      test::normal_matrix(tokens, features, "x") * at::linspace(0.1, 5, features, at::kDouble);
+  const at::Tensor x = exact.to(at::kFloat).contiguous();
+  const at::Tensor d = x.to(at::kDouble);
+  StatsAccumulator accumulator(features, {.second_moment = true, .abs_mean = true, .abs_max = true});
+  ThreadPool pool(2);
+  accumulator.add(&pool, x.data_ptr<float>(), 100);
+  accumulator.add(&pool, x.data_ptr<float>() + 100 * features, 200);
+  const auto stats = accumulator.finish();
+  REQUIRE(stats.tokens == tokens);
+  REQUIRE(test::relative_difference(stats.second_moment, at::matmul(d.t(), d)) < 1e-6);
+  REQUIRE(stats.second_moment.equal(stats.second_moment.t()));
+  REQUIRE(test::relative_difference(stats.abs_mean, d.abs().mean(0)) < 1e-7);
+  REQUIRE(stats.abs_max.equal(x.abs().amax(0)));
+}
+
+TEST_CASE("statistics that were not asked for are not made", "[calib][stats]") {
+  const at::Tensor x = at::ones({2, 3});
+  StatsAccumulator only_max(3, {.abs_max = true});
+  only_max.add(nullptr, x.data_ptr<float>(), 2);
+  const auto stats = only_max.finish();
+  REQUIRE(stats.tokens == 2);
+  REQUIRE_FALSE(stats.second_moment.defined());
+  REQUIRE_FALSE(stats.abs_mean.defined());
+  REQUIRE(stats.abs_max.equal(at::ones({3})));
+  REQUIRE_FALSE(calib::Needs{}.any());
+  REQUIRE((calib::Needs{.abs_mean = true} | calib::Needs{.second_moment = true}).second_moment);
+}
+
+TEST_CASE("statistics do not depend on the number of threads", "[calib][stats]") {
+  const at::Tensor x = test::normal_matrix(500, 600, "x").to(at::kFloat).contiguous();
+  std::vector<at::Tensor> moments;
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    StatsAccumulator accumulator(600, {.second_moment = true});
+    accumulator.add(&pool, x.data_ptr<float>(), 500);
+    moments.push_back(accumulator.finish().second_moment);
+  }
+  REQUIRE(moments[0].equal(moments[1]));
+}
+
+TEST_CASE("no tokens give zero statistics", "[calib][stats]") {
+  StatsAccumulator accumulator(4, {.second_moment = true, .abs_mean = true});
+  const auto stats = accumulator.finish();
+  REQUIRE(stats.tokens == 0);
+  REQUIRE(stats.second_moment.equal(at::zeros({4, 4})));
+  REQUIRE(stats.abs_mean.equal(at::zeros({4})));
+}

@@ -1,0 +1,157 @@
+#include "lcomp/model/quantization_config.h"
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "lcomp/core/error.h"
+#include "support/error_text.h"
+
+using namespace lcomp;
+using model::QuantizationConfig;
+using quant::Granularity;
+using Json = nlohmann::json;
+
+namespace {
+
+/// A config.json with one group of 4 bits, changed by `edit`.
+std::string config(const std::function<void(Json& quantization)>& edit = [](Json&) {}) {
+  Json weights = {
+      {"num_bits", 4}, {"type", "int"}, {"symmetric", true}, {"strategy", "group"}, {"group_size", 32}};
+  Json group = {{"targets", {"Linear"}}, {"weights", weights}, {"input_activations", nullptr}};
+  Json quantization = {{"quant_method", "compressed-tensors"},
+                       {"format", "pack-quantized"},
+                       {"ignore", {"lm_head"}},
+                       {"config_groups", {{"group_0", group}}}};
+  edit(quantization);
+  return Json{{"model_type", "llama"}, {"quantization_config", quantization}}.dump();
+}
+
+QuantizationConfig read(const std::string& text) {
+  return *QuantizationConfig::read(text, "dir/config.json");
+}
+
+template <class Kind>
+std::string refused(const std::function<void(Json& quantization)>& edit) {
+  const std::string text = config(edit);
+  REQUIRE_THROWS_AS(read(text), Kind);
+  return test::error_text([&] { read(text); });
+}
+
+Json& weights_of(Json& quantization) {
+  return quantization["config_groups"]["group_0"]["weights"];
+}
+
+}  // namespace
+
+TEST_CASE("a model without quantization_config is dense", "[model][quantization]") {
+  REQUIRE_FALSE(QuantizationConfig::read("{\"model_type\": \"llama\"}", "config.json"));
+  REQUIRE_FALSE(QuantizationConfig::read("{\"quantization_config\": null}", "config.json"));
+}
+
+TEST_CASE("bits, symmetry, granularity and group size are read, with the format's defaults",
+          "[model][quantization]") {
+  const auto scheme = read(config()).scheme_for("model.layers.0.mlp.up_proj");
+  REQUIRE(scheme->bits == 4);
+  REQUIRE(scheme->symmetric);
+  REQUIRE(scheme->granularity == Granularity::kGroup);
+  REQUIRE(scheme->group_size == 32);
+  const auto by_size = [](const Json& size) {
+    return read(config([&](Json& q) {
+             weights_of(q) = {{"group_size", size}, {"symmetric", false}};
+           }))
+        .scheme_for("x");
+  };
+  REQUIRE(by_size(64)->granularity == Granularity::kGroup);
+  REQUIRE(by_size(64)->bits == 8);
+  REQUIRE_FALSE(by_size(64)->symmetric);
+  REQUIRE(by_size(-1)->granularity == Granularity::kChannel);
+  REQUIRE(by_size(nullptr)->granularity == Granularity::kTensor);
+}
+
+TEST_CASE("the older key compression_config is read too", "[model][quantization]") {
+  Json json = Json::parse(config());
+  json["compression_config"] = json["quantization_config"];
+  json.erase("quantization_config");
+  REQUIRE(read(json.dump()).scheme_for("x")->bits == 4);
+}
+
+TEST_CASE("an exact target wins over a regular expression, and that over the class",
+          "[model][quantization]") {
+  QuantizationConfig config;
+  config.groups = {{{"Linear"}, {.bits = 2}},
+                   {{"re:.*up_proj"}, {.bits = 3}},
+                   {{"model.layers.1.mlp.up_proj", "re:.*q_proj$"}, {.bits = 5}}};
+  config.ignore = {"lm_head", "re:model[.]layers[.]9[.]"};
+  const auto bits = [&](const std::string& name) {
+    const auto scheme = config.scheme_for(name);
+    return scheme ? scheme->bits : 0;
+  };
+  REQUIRE(bits("model.layers.0.mlp.down_proj") == 2);
+  REQUIRE(bits("model.layers.0.mlp.up_proj") == 3);
+  REQUIRE(bits("model.layers.1.mlp.up_proj") == 5);
+  REQUIRE(bits("model.layers.1.self_attn.q_proj") == 5);
+  REQUIRE(bits("lm_head") == 0);
+  REQUIRE(bits("model.layers.9.mlp.up_proj") == 0);
+  config.groups.erase(config.groups.begin());
+  REQUIRE(bits("model.layers.0.mlp.down_proj") == 0);
+}
+
+TEST_CASE("what is written is read back", "[model][quantization]") {
+  QuantizationConfig config;
+  config.groups = {{{"Linear"}, {.bits = 3, .symmetric = false, .group_size = 64}},
+                   {{"a.b", "a.c"}, {.bits = 8, .granularity = Granularity::kChannel}},
+                   {{"a.d"}, {.bits = 8, .granularity = Granularity::kTensor}}};
+  config.ignore = {"lm_head", "a.e"};
+  const auto back = read("{\"quantization_config\": " + config.to_json() + "}");
+  REQUIRE(back.ignore == config.ignore);
+  REQUIRE(back.groups.size() == 3);
+  for (size_t g = 0; g < 3; ++g) {
+    REQUIRE(back.groups[g].targets == config.groups[g].targets);
+    REQUIRE(back.groups[g].scheme.describe() == config.groups[g].scheme.describe());
+  }
+  const Json json = Json::parse(config.to_json());
+  REQUIRE(json["config_groups"]["group_0"]["weights"]["group_size"] == 64);
+  REQUIRE(json["config_groups"]["group_1"]["weights"]["group_size"].is_null());
+  REQUIRE(json["quantization_status"] == "compressed");
+}
+
+TEST_CASE("what this version cannot decode is refused and named", "[model][quantization]") {
+  REQUIRE(refused<Unsupported>([](Json& q) { q["quant_method"] = "awq"; }) ==
+          "[dir/config.json, quantization_config] quant_method must be compressed-tensors; it is 'awq'");
+  REQUIRE(refused<Unsupported>([](Json& q) { q["format"] = "float-quantized"; }) ==
+          "[dir/config.json, quantization_config] the format must be pack-quantized or dense; it is "
+          "'float-quantized'");
+  REQUIRE(refused<Unsupported>([](Json& q) {
+            q["transform_config"] = {{"config_groups", {{"r", 1}}}};
+          }) ==
+          "[dir/config.json, quantization_config] transform_config must be empty; rotations are not applied "
+          "when reading");
+  const std::string group = "[config.json: /quantization_config/config_groups/group_0";
+  REQUIRE(refused<Unsupported>([](Json& q) {
+            q["config_groups"]["group_0"]["input_activations"] = {{"num_bits", 8}};
+          }) == group + "] only weights may be quantized; this group quantizes activations");
+  REQUIRE(refused<Unsupported>([](Json& q) { q["config_groups"]["group_0"]["format"] = "int-quantized"; }) ==
+          group + "] the format must be pack-quantized; it is 'int-quantized'");
+  REQUIRE(refused<Unsupported>([](Json& q) { weights_of(q)["type"] = "float"; }) ==
+          group + "/weights] the type of packed weights must be int; it is 'float'");
+  REQUIRE(refused<Unsupported>([](Json& q) { weights_of(q)["strategy"] = "block"; }) ==
+          group + "/weights] strategy must be one of group, channel, tensor; it is 'block'");
+}
+
+TEST_CASE("a broken quantization_config is a config error at its place", "[model][quantization]") {
+  const std::string group = "[dir/config.json: /quantization_config/config_groups/group_0";
+  REQUIRE(refused<ConfigError>([](Json& q) { weights_of(q)["num_bits"] = 9; }) ==
+          group + "/weights] num_bits must lie in 2..8; it is 9");
+  REQUIRE(refused<ConfigError>([](Json& q) { weights_of(q)["group_size"] = 0; }) ==
+          group + "/weights] group_size must be positive for the strategy group; it is 0");
+  REQUIRE_THAT(refused<ConfigError>([](Json& q) { q["config_groups"]["group_0"].erase("targets"); }),
+               Catch::StartsWith(group + "]") && Catch::Contains("targets"));
+  REQUIRE_THAT(refused<ConfigError>([](Json& q) { q["config_groups"]["group_0"]["weights"] = nullptr; }),
+               Catch::StartsWith(group + "/weights]"));
+  REQUIRE_THAT(
+      refused<ConfigError>([](Json& q) { q["config_groups"]["group_0"]["targets"] = {"re:layers.(0"}; }),
+      Catch::StartsWith(group + "/targets] must hold valid regular expressions; 're:layers.(0': "));
+  REQUIRE_THAT(refused<ConfigError>([](Json& q) { q["ignore"] = {"re:["}; }),
+               Catch::StartsWith("[dir/config.json: /quantization_config/ignore] must hold valid regular "
+                                 "expressions; 're:[': "));
+}
