@@ -36,6 +36,7 @@
 #include "lcomp/model/model.h"
 #include "lcomp/model/quantization_config.h"
 #include "lcomp/pipeline/builtin_methods.h"
+#include "lcomp/pipeline/inspect.h"
 #include "lcomp/pipeline/job.h"
 #include "lcomp/pipeline/method.h"
 #include "lcomp/pipeline/pass.h"
