@@ -32,7 +32,7 @@ TEST_CASE("the record of a block comes back from the journal as it was", "[pipel
   const BlockRecord record = sample();
   const BlockRecord back = BlockRecord::from_json(record.to_json());
   REQUIRE(back.row == record.row);
-  REQUIRE(back.operators == record.operators);
+  REQUIRE((back.operators == record.operators));
   REQUIRE(back.decoded == record.decoded);
   REQUIRE(back.samples_hash == record.samples_hash);
   REQUIRE(back.schemes.size() == 1);
