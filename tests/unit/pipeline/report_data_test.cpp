@@ -183,5 +183,7 @@ TEST_CASE("a report that cannot be read says where and why", "[pipeline][report]
   for (const Case& c : cases) REQUIRE_THROWS_WITH(from_json(c.text), c.message);
   REQUIRE_THROWS_WITH(from_json("{\"format\""),
                       Catch::Matchers::StartsWith("[report.json] the text must be JSON; "));
+  REQUIRE_THROWS_WITH(from_json("{\"format\": 1e999}"),
+                      Catch::Matchers::StartsWith("[report.json] the text must be JSON; "));
   REQUIRE_THROWS_AS(from_json(""), CorruptFile);
 }
