@@ -40,8 +40,8 @@ struct PackedNames {
 std::string first_non_finite(const at::Tensor& tensor) {
   const at::Tensor bad = at::isfinite(tensor).logical_not_();
   if (!bad.any().item<bool>()) return "";
-  const at::Tensor where = at::nonzero(bad);
-  std::vector<int64_t> index(where[0].data_ptr<int64_t>(), where[0].data_ptr<int64_t>() + where.size(1));
+  const at::Tensor where = at::nonzero(bad)[0].contiguous();
+  std::vector<int64_t> index(where.data_ptr<int64_t>(), where.data_ptr<int64_t>() + where.numel());
   return shape_text(index);
 }
 
