@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -59,12 +60,14 @@ inline void prepare_all(model::Block& block) {
   for (size_t g = 0; g < block.groups().size(); ++g) block.prepare(g, linalg::Precision::kF32);
 }
 
-/// Logits [tokens, vocabulary] of one sequence, by way of the blocks.
-inline at::Tensor logits_of(const model::Model& model, const std::vector<int64_t>& ids) {
+/// Logits [tokens, vocabulary] of one sequence, by way of the blocks, which `change` may alter first.
+inline at::Tensor logits_of(const model::Model& model, const std::vector<int64_t>& ids,
+                            const std::function<void(model::Block&)>& change = {}) {
   model::SampleState state{model.embed(ids), {}};
   linalg::Scratch scratch;
   for (int64_t i = 0; i < model.size(); ++i) {
     model::Block block = model.load_block(i);
+    if (change) change(block);
     prepare_all(block);
     block.forward(state, scratch);
   }
