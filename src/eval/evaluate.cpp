@@ -1,5 +1,7 @@
 #include "lcomp/eval/evaluate.h"
 
+#include <malloc.h>
+
 #include <chrono>
 
 #include "eval/logit_sums.h"
@@ -230,6 +232,7 @@ Evaluation evaluate(const Model& model, const Model* reference, const Evaluation
     check_cancelled(observer);
     if (i < model.size()) stream.pass_block(i, precision);
     if (reference_stream && i < reference->size()) reference_stream->pass_block(i, precision);
+    malloc_trim(0);  // the pages of the blocks just freed
     observer.progress({"evaluate", i + 1, blocks + tiles, fmt::format("block {} of {}", i + 1, blocks)});
   }
   stream.final_norm();
