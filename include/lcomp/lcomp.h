@@ -27,6 +27,7 @@
 #include "lcomp/io/safetensors.h"
 #include "lcomp/io/safetensors_writer.h"
 #include "lcomp/io/stored_tensor.h"
+#include "lcomp/io/text.h"
 #include "lcomp/io/tokenizer.h"
 #include "lcomp/io/work_dir.h"
 #include "lcomp/linalg/cholesky.h"

@@ -6,6 +6,7 @@
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
+#include "lcomp/io/text.h"
 
 namespace lcomp::calib {
 namespace {
@@ -150,7 +151,7 @@ TokenSamples read_samples(const std::filesystem::path& file, const io::Tokenizer
   } else if (extension == ".jsonl") {
     documents = read_jsonl_documents(text, file.string(), tokenizer, options.jsonl_field);
   } else {
-    documents = {tokenizer.encode(text)};
+    documents = {tokenizer.encode(io::with_unix_line_ends(text))};
   }
   TokenSamples out = make_samples(documents, options, file.string());
   out.text_hash = io::hash_of(text);

@@ -9,6 +9,7 @@
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
+#include "lcomp/io/text.h"
 #include "lcomp/io/tokenizer.h"
 
 namespace lcomp::eval {
@@ -207,7 +208,8 @@ EvaluationText read_evaluation_text(const std::filesystem::path& text,
                                     const WindowOptions& options) {
   const std::string content = io::read_file(text);
   const io::Tokenizer tokenizer = io::Tokenizer::from_file(tokenizer_json);
-  EvaluationText out = make_evaluation_text(tokenizer.encode(content), options, text.string());
+  EvaluationText out =
+      make_evaluation_text(tokenizer.encode(io::with_unix_line_ends(content)), options, text.string());
   out.text_hash = io::hash_of(content);
   out.tokenizer_hash = tokenizer.hash();
   return out;

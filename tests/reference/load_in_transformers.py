@@ -36,7 +36,7 @@ def load(directory, dequantize):
 
 
 def windows(tokenizer_directory, text, window, max_windows):
-    with open(text, encoding="utf-8", newline="") as file:
+    with open(text, encoding="utf-8") as file:
         content = file.read()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
     ids = tokenizer(content, return_tensors="pt", add_special_tokens=False).input_ids[0]

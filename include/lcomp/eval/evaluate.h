@@ -36,8 +36,8 @@ struct EvaluationText {
   }
 };
 
-/// Reads a UTF-8 text. `tokenizer_json` is the model's tokenizer.json. Throws ConfigError when the text is
-/// shorter than a window, or the options make no sense.
+/// Reads a UTF-8 text; line ends of every kind count as "\n". `tokenizer_json` is the model's tokenizer.json.
+/// Throws ConfigError when the text is shorter than a window, or the options make no sense.
 EvaluationText read_evaluation_text(const std::filesystem::path& text,
                                     const std::filesystem::path& tokenizer_json,
                                     const WindowOptions& options);
