@@ -125,7 +125,8 @@ bool Run::take_work_dir() {
   const std::filesystem::path parent = std::filesystem::absolute(job_.output).parent_path();
   io::make_directories(parent);
   io::require_free_space(parent, plan_.disk_bytes);
-  work_.emplace(job_.output, job_key());
+  job_key_ = job_key();
+  work_.emplace(job_.output, job_key_);
   if (work_->published()) {
     work_->remove();
     report_ = from_json(io::read_file(std::filesystem::path(job_.output) / "report.json"));
@@ -177,7 +178,7 @@ void Run::read_evaluation() {
 void Run::write_outer_tensors() {
   const PhaseClock::Scope scope(clock_, "write");
   io::Hasher hasher;
-  hasher.add(job_key());
+  hasher.add(job_key_);
   for (const std::string& name : model_.outer_tensors()) {
     const std::string hash = model_.checkpoint().hash_of_tensor(name);
     record_.copied[name] = hash;

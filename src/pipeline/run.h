@@ -87,6 +87,7 @@ class Run {
   std::optional<io::CheckpointWriter> writer_;
   Samples samples_;
   std::optional<eval::EvaluationText> evaluation_text_;
+  std::string job_key_;
   std::string last_key_;
   OutputRecord record_;
   std::map<std::string, quant::QuantScheme> schemes_;
