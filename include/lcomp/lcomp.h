@@ -46,6 +46,7 @@
 #include "lcomp/pipeline/report_data.h"
 #include "lcomp/pipeline/targets.h"
 #include "lcomp/pipeline/verify.h"
+#include "lcomp/quant/activation_scheme.h"
 #include "lcomp/quant/column_loop.h"
 #include "lcomp/quant/gptq.h"
 #include "lcomp/quant/grid.h"

@@ -30,6 +30,10 @@ class Weight {
   /// x `[tokens, in]` -> x W^T `[tokens, out]`, float32. The default multiplies by `dense()`.
   virtual at::Tensor apply(const at::Tensor& x) const;
 
+  /// Whether `apply` rounds x first, so that it is another function than the product by `dense()`. Whoever
+  /// runs the model must then call it, with the tokens of one sequence at a time: ranges may depend on them.
+  virtual bool quantizes_input() const { return false; }
+
   /// Bytes that `save` stores, all parts counted (codes, scales, zero points).
   virtual int64_t bytes() const = 0;
 
