@@ -2,6 +2,8 @@
 
 // The whole public interface. Programs that use one method include its header alone, which compiles faster.
 #include "lcomp/calib/activation_cache.h"
+#include "lcomp/calib/differentiable_block.h"
+#include "lcomp/calib/gradients.h"
 #include "lcomp/calib/input_stats.h"
 #include "lcomp/calib/sample_runner.h"
 #include "lcomp/calib/token_samples.h"

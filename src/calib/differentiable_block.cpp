@@ -1,0 +1,147 @@
+#include "lcomp/calib/differentiable_block.h"
+
+#include <ATen/ATen.h>
+
+#include <limits>
+
+#include "model/rotary.h"
+
+namespace lcomp::calib {
+namespace {
+
+/// Positions in the block's list of operators.
+enum Operator : size_t { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
+
+constexpr int64_t kQueryTile = 256;
+
+at::Tensor project(const BlockValues& values, size_t op, const at::Tensor& input) {
+  const at::Tensor product = at::matmul(input, values.weights[op].t());
+  return values.biases[op].defined() ? product + values.biases[op] : product;
+}
+
+/// 0 where query `begin + r` sees key `key_begin + c`, -infinity elsewhere; [rows, keys].
+at::Tensor visibility(int64_t begin, int64_t rows, int64_t key_begin, int64_t keys, int64_t window,
+                      const at::Tensor& like) {
+  const at::Tensor query = at::arange(begin, begin + rows, at::kLong).unsqueeze(1);
+  const at::Tensor key = at::arange(key_begin, key_begin + keys, at::kLong).unsqueeze(0);
+  at::Tensor hidden = key > query;
+  if (window > 0) hidden = hidden | (key <= query - window);
+  return at::zeros({rows, keys}, like.options())
+      .masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+}
+
+}  // namespace
+
+struct DifferentiableBlock::Angles {
+  explicit Angles(const model::RopeSpec& rope) : tables(rope), pairs(rope.dims / 2) {}
+
+  /// Cosines or sines of the first `tokens` positions, [tokens, 1, pairs].
+  at::Tensor take(const std::vector<float>& from, int64_t tokens, at::ScalarType type) const {
+    const at::Tensor all = at::from_blob(const_cast<float*>(from.data()), {tokens, 1, pairs}, at::kFloat);
+    return all.to(type, /*non_blocking=*/false, /*copy=*/true);
+  }
+
+  model::RotaryTables tables;
+  int64_t pairs;
+};
+
+BlockValues values_of(const model::Block& block, at::ScalarType type) {
+  BlockValues values;
+  for (const model::LinearOp& op : block.ops()) {
+    values.weights.push_back(op.weight->dense().to(type));
+    values.biases.push_back(op.bias.defined() ? op.bias.to(type) : at::Tensor());
+  }
+  for (const auto& [name, weight] : block.norms()) values.norms[name] = weight.to(type);
+  return values;
+}
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return x * at::rsqrt((x * x).mean(-1, /*keepdim=*/true) + eps) * weight;
+}
+
+DifferentiableBlock::DifferentiableBlock(const model::Architecture& architecture, int64_t index)
+    : architecture_(&architecture), index_(index), angles_(std::make_unique<Angles>(architecture.rope)) {}
+DifferentiableBlock::~DifferentiableBlock() = default;
+DifferentiableBlock::DifferentiableBlock(DifferentiableBlock&&) noexcept = default;
+
+const at::Tensor& DifferentiableBlock::norm(const BlockValues& values, const char* suffix) const {
+  return values.norms.at(architecture_->block_prefix(index_) + suffix);
+}
+
+at::Tensor DifferentiableBlock::forward(const BlockValues& values, const at::Tensor& hidden) const {
+  const double eps = architecture_->norm_eps;
+  const at::Tensor middle =
+      hidden + attention(values, rms_norm(hidden, norm(values, "input_layernorm.weight"), eps));
+  return middle +
+         feed_forward(values, rms_norm(middle, norm(values, "post_attention_layernorm.weight"), eps));
+}
+
+at::Tensor DifferentiableBlock::attention(const BlockValues& values, const at::Tensor& input) const {
+  const model::Architecture& a = *architecture_;
+  const double scale = 1.0 / std::sqrt(static_cast<double>(a.head_dim));
+  const at::Tensor q = rotated(heads_of(values, kQuery, "self_attn.q_norm.weight", a.heads, input)) * scale;
+  const at::Tensor k = rotated(heads_of(values, kKey, "self_attn.k_norm.weight", a.kv_heads, input));
+  const at::Tensor v = heads_of(values, kValue, nullptr, a.kv_heads, input);
+  at::Tensor context = attend(q, k, v);
+  if (values.head_mask.defined()) context = context * values.head_mask.view({1, a.heads, 1});
+  return project(values, kOutput, context.reshape({input.size(0), a.heads * a.head_dim}));
+}
+
+/// A projection cut into heads, [tokens, heads, head_dim]; normalized per head where the family does that.
+at::Tensor DifferentiableBlock::heads_of(const BlockValues& values, size_t op, const char* norm_name,
+                                         int64_t heads, const at::Tensor& input) const {
+  const at::Tensor all = project(values, op, input).view({input.size(0), heads, architecture_->head_dim});
+  if (!architecture_->qk_norm || norm_name == nullptr) return all;
+  return rms_norm(all, norm(values, norm_name), architecture_->norm_eps);
+}
+
+/// Pairs (i, i + dims/2) turned by the angles of their positions.
+at::Tensor DifferentiableBlock::rotated(const at::Tensor& heads) const {
+  const int64_t tokens = heads.size(0);
+  const int64_t half = angles_->pairs;
+  const auto table = angles_->tables.tables_for(tokens);
+  const at::Tensor cosines = angles_->take(table->cosines, tokens, heads.scalar_type());
+  const at::Tensor sines = angles_->take(table->sines, tokens, heads.scalar_type());
+  const at::Tensor first = heads.slice(2, 0, half);
+  const at::Tensor second = heads.slice(2, half, 2 * half);
+  return at::cat({first * cosines - second * sines, second * cosines + first * sines,
+                  heads.slice(2, 2 * half, heads.size(2))},
+                 2);
+}
+
+/// Softmax attention of rotated, scaled queries [tokens, heads, head_dim] over keys and values [tokens,
+/// kv_heads, head_dim]. The query heads that share a key head stand below each other in one product.
+at::Tensor DifferentiableBlock::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const {
+  const model::Architecture& a = *architecture_;
+  const int64_t tokens = q.size(0);
+  const int64_t shared = a.heads / a.kv_heads;
+  const int64_t window = a.windows[static_cast<size_t>(index_)];
+  const at::Tensor queries = q.view({tokens, a.kv_heads, shared, a.head_dim}).permute({1, 2, 0, 3});
+  const at::Tensor keys = k.transpose(0, 1);    // [kv_heads, tokens, head_dim]
+  const at::Tensor values = v.transpose(0, 1);  // as keys
+  std::vector<at::Tensor> tiles;
+  for (int64_t begin = 0; begin < tokens; begin += kQueryTile) {
+    const int64_t rows = std::min(kQueryTile, tokens - begin);
+    const int64_t end = begin + rows;
+    const int64_t key_begin = window > 0 ? std::max<int64_t>(0, begin - window + 1) : 0;
+    const at::Tensor tile = queries.slice(2, begin, end).reshape({a.kv_heads, shared * rows, a.head_dim});
+    const at::Tensor scores = at::bmm(tile, keys.slice(1, key_begin, end).transpose(1, 2))
+                                  .view({a.kv_heads, shared, rows, end - key_begin}) +
+                              visibility(begin, rows, key_begin, end - key_begin, window, q);
+    const at::Tensor shares = at::softmax(scores, -1).view({a.kv_heads, shared * rows, end - key_begin});
+    tiles.push_back(
+        at::bmm(shares, values.slice(1, key_begin, end)).view({a.kv_heads, shared, rows, a.head_dim}));
+  }
+  return at::cat(tiles, 2).permute({2, 0, 1, 3}).reshape({tokens, a.heads, a.head_dim});
+}
+
+at::Tensor DifferentiableBlock::feed_forward(const BlockValues& values, const at::Tensor& input) const {
+  const at::Tensor gate = project(values, kGate, input);
+  const at::Tensor activated =
+      architecture_->activation == model::Activation::kSilu ? at::silu(gate) : at::gelu(gate, "tanh");
+  at::Tensor inner = activated * project(values, kUp, input);
+  if (values.channel_mask.defined()) inner = inner * values.channel_mask;
+  return project(values, kDown, inner);
+}
+
+}  // namespace lcomp::calib

@@ -1,0 +1,121 @@
+#include "calib/loss_head.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <limits>
+
+#include "lcomp/calib/differentiable_block.h"
+
+namespace lcomp::calib {
+namespace {
+
+constexpr int64_t kVocabularyTile = 2048;
+constexpr int64_t kChunk = linalg::PackedMatrix::kRowChunk;
+enum Slot : size_t { kLogits = linalg::kFirstFreeSlot };
+
+}  // namespace
+
+/// What one sample's tokens add up to over the tiles so far; the last token predicts nothing.
+struct LossHead::Sums {
+  explicit Sums(const at::Tensor& states)
+      : largest(at::full({states.size(0) - 1, 1}, -std::numeric_limits<float>::infinity(), at::kFloat)),
+        sum(at::zeros({states.size(0) - 1, 1}, at::kDouble)),
+        target(at::zeros({states.size(0) - 1, 1}, at::kFloat)),
+        gradient(at::zeros_like(states)) {}
+
+  at::Tensor largest;   // [tokens - 1, 1]
+  at::Tensor sum;       // of exp(z - largest), float64
+  at::Tensor target;    // logit of the next token
+  at::Tensor gradient;  // [tokens, hidden]: sum of exp(z - largest) W_v; the last row stays 0
+};
+
+LossHead::LossHead(const model::Model& model, linalg::Precision precision, ThreadPool& pool)
+    : model_(model),
+      precision_(precision),
+      pool_(pool),
+      norm_(model.read_finite(model::Architecture::kFinalNorm).to(at::kFloat)) {
+  for (int t = 0; t < pool.size(); ++t) scratch_.emplace_back();
+}
+
+double LossHead::replace_by_gradient(std::vector<at::Tensor>& states,
+                                     const std::vector<const std::vector<int64_t>*>& ids, double scale) {
+  const double eps = model_.architecture().norm_eps;
+  const auto count = static_cast<int64_t>(states.size());
+  std::vector<Sums> sums;
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < states.size(); ++i) {
+    sums.emplace_back(states[i]);
+    const int64_t predicting = states[i].size(0) - 1;
+    for (int64_t begin = 0; begin < predicting; begin += kChunk)
+      chunks.push_back({i, begin, std::min(kChunk, predicting - begin)});
+  }
+  std::vector<at::Tensor> leaves(states.size());
+  std::vector<at::Tensor> normalized(states.size());
+  pool_.parallel_for(count, [&](int64_t k, int) {
+    const auto i = static_cast<size_t>(k);
+    leaves[i] = states[i].clone().requires_grad_();
+    normalized[i] = rms_norm(leaves[i], norm_, eps);
+  });
+  const int64_t vocabulary = model_.architecture().vocab_size;
+  for (int64_t first = 0; first < vocabulary; first += kVocabularyTile)
+    add_tile(first, std::min(kVocabularyTile, vocabulary - first), chunks, normalized, ids, sums);
+  const double loss = finish(ids, scale, sums);
+  pool_.parallel_for(count, [&](int64_t k, int) {
+    const auto i = static_cast<size_t>(k);
+    states[i].copy_(torch::autograd::grad({normalized[i]}, {leaves[i]}, {sums[i].gradient})[0]);
+    normalized[i] = at::Tensor();
+  });
+  return loss;
+}
+
+void LossHead::add_tile(int64_t first_id, int64_t count, const std::vector<Chunk>& chunks,
+                        const std::vector<at::Tensor>& normalized,
+                        const std::vector<const std::vector<int64_t>*>& ids, std::vector<Sums>& sums) {
+  const at::Tensor rows = model_.head_rows(first_id, count);
+  const linalg::PackedMatrix head({rows}, precision_);
+  const linalg::PackedMatrix back({rows.t().contiguous()}, precision_);
+  pool_.parallel_for(static_cast<int64_t>(chunks.size()), [&](int64_t c, int worker) {
+    const Chunk& chunk = chunks[static_cast<size_t>(c)];
+    Sums& own = sums[chunk.sample];
+    linalg::Scratch& scratch = scratch_[static_cast<size_t>(worker)];
+    const int64_t end = chunk.begin + chunk.count;
+    const int64_t width = rows.size(1);
+    float* logits = scratch.floats(kLogits, kChunk * count);
+    head.multiply(normalized[chunk.sample].data_ptr<float>() + chunk.begin * width, chunk.count, logits,
+                  false, scratch);
+    for (int64_t t = 0; t < chunk.count; ++t) {
+      const int64_t next = (*ids[chunk.sample])[static_cast<size_t>(chunk.begin + t + 1)] - first_id;
+      if (next >= 0 && next < count) own.target.data_ptr<float>()[chunk.begin + t] = logits[t * count + next];
+    }
+    at::Tensor z = at::from_blob(logits, {chunk.count, count}, at::kFloat);
+    at::Tensor largest = own.largest.slice(0, chunk.begin, end);
+    at::Tensor sum = own.sum.slice(0, chunk.begin, end);
+    const at::Tensor grown = at::maximum(largest, z.amax(1, /*keepdim=*/true));
+    const at::Tensor shrink = at::exp(largest - grown);
+    largest.copy_(grown);
+    z.sub_(grown).exp_();
+    sum.mul_(shrink).add_(z.sum(1, /*keepdim=*/true, at::kDouble));
+    own.gradient.slice(0, chunk.begin, end).mul_(shrink);
+    back.multiply(logits, chunk.count, own.gradient.data_ptr<float>() + chunk.begin * width, true, scratch);
+  });
+}
+
+/// From the sums over the vocabulary to d loss / d normalized = scale (sum_v p_v W_v - W_next).
+double LossHead::finish(const std::vector<const std::vector<int64_t>*>& ids, double scale,
+                        std::vector<Sums>& sums) {
+  double loss = 0;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    Sums& own = sums[i];
+    const int64_t predicting = own.sum.size(0);
+    loss += (own.sum.log() + own.largest.to(at::kDouble) - own.target.to(at::kDouble)).sum().item<double>();
+    at::Tensor gradient = own.gradient.slice(0, 0, predicting);
+    gradient.div_(own.sum.to(at::kFloat));
+    for (int64_t t = 0; t < predicting; ++t)
+      gradient[t].sub_(model_.head_rows((*ids[i])[static_cast<size_t>(t + 1)], 1)[0]);
+    gradient.mul_(scale);
+  }
+  return loss;
+}
+
+}  // namespace lcomp::calib
