@@ -1,0 +1,75 @@
+#include "lcomp/quant/sensitivity.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "lcomp/core/error.h"
+
+namespace lcomp::quant {
+namespace {
+
+void check_bits(const std::vector<int64_t>& bits, int64_t sampled_rows) {
+  const bool ascends = std::adjacent_find(bits.begin(), bits.end(), std::greater_equal<>()) == bits.end();
+  if (bits.empty() || !ascends) {
+    throw InvalidArgument("losses_by_bits",
+                          fmt::format("the bit widths must ascend; received [{}]", fmt::join(bits, ", ")));
+  }
+  if (sampled_rows < 1) {
+    throw InvalidArgument("losses_by_bits",
+                          fmt::format("at least one row must be sampled; received {}", sampled_rows));
+  }
+}
+
+/// sum_j H_jj w_j^2 of every row: what the row's outputs would be if its inputs were not correlated.
+std::vector<double> row_energies(const at::Tensor& weight, const at::Tensor& second_moment) {
+  const at::Tensor w = weight.to(at::kDouble);
+  const at::Tensor energies = w.square().mv(second_moment.diagonal().to(at::kDouble)).contiguous();
+  return {energies.data_ptr<double>(), energies.data_ptr<double>() + energies.numel()};
+}
+
+}  // namespace
+
+RowSample sample_rows(const std::vector<double>& energies, int64_t count) {
+  const auto rows = static_cast<int64_t>(energies.size());
+  std::vector<int64_t> order(energies.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return energies[static_cast<size_t>(a)] < energies[static_cast<size_t>(b)];
+  });
+  const int64_t strata = std::min(count, rows);
+  RowSample sample;
+  for (int64_t s = 0; s < strata; ++s) {
+    const int64_t begin = rows * s / strata, end = rows * (s + 1) / strata;
+    sample.rows.push_back(order[static_cast<size_t>((begin + end - 1) / 2)]);
+    sample.weights.push_back(static_cast<double>(end - begin));
+  }
+  return sample;
+}
+
+std::vector<double> losses_by_bits(const at::Tensor& weight, const GptqFactor& factor,
+                                   const QuantScheme& scheme, const std::vector<int64_t>& bits,
+                                   const GptqOptions& options, int64_t sampled_rows, ThreadPool* pool) {
+  check_bits(bits, sampled_rows);
+  const RowSample sample = sample_rows(row_energies(weight, factor.second_moment), sampled_rows);
+  const at::Tensor rows = weight.index_select(0, at::tensor(sample.rows, at::kLong));
+  const at::Tensor weights = at::tensor(sample.weights, at::kDouble);
+  const at::Tensor moment = factor.second_moment.to(at::kDouble);
+  std::vector<double> losses(bits.size(), 0.0);
+  for (size_t b = 0; b < bits.size(); ++b) {
+    QuantScheme at_width = scheme;
+    at_width.bits = bits[b];
+    const at::Tensor difference =
+        rows.to(at::kDouble) - gptq(rows, factor, at_width, options, pool).weight.dense();
+    const at::Tensor lost = difference.matmul(moment).mul_(difference).sum(1);
+    losses[b] = std::max(0.0, lost.dot(weights).item<double>());
+  }
+  // Estimates of the same rows may cross by chance where the loss hardly falls.
+  for (size_t b = bits.size() - 1; b-- > 0;) losses[b] = std::max(losses[b], losses[b + 1]);
+  return losses;
+}
+
+}  // namespace lcomp::quant
