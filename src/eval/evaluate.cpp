@@ -2,15 +2,13 @@
 
 #include <malloc.h>
 
-#include <chrono>
-
+#include "core/stopwatch.h"
 #include "eval/logit_sums.h"
 #include "lcomp/calib/sample_runner.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
 #include "lcomp/io/text.h"
-#include "lcomp/io/tokenizer.h"
 
 namespace lcomp::eval {
 namespace {
@@ -53,6 +51,8 @@ class Stream {
   }
 
   const Model& model() const { return model_; }
+  int64_t windows() const { return hidden_.samples(); }
+  int64_t values_per_window() const { return hidden_.length(0) * hidden_.width(); }
   const float* states(int64_t window) const {
     return hidden_.load(window, hidden_.width()).data_ptr<float>();
   }
@@ -62,6 +62,37 @@ class Stream {
   ActivationCache hidden_;
   calib::SampleRunner runner_;
 };
+
+/// |Y - Y'|_F / |Y|_F over all windows: Y the hidden states of `reference`, Y' those of `model`.
+double drift(const Stream& model, const Stream& reference, ThreadPool& pool) {
+  struct Squares {
+    double difference = 0;
+    double reference = 0;
+  };
+  std::vector<Squares> of_window(static_cast<size_t>(model.windows()));
+  pool.parallel_for(model.windows(), [&](int64_t w, int) {
+    const float* ours = model.states(w);
+    const float* dense = reference.states(w);
+    Squares sum;
+    for (int64_t i = 0; i < model.values_per_window(); ++i) {
+      const double difference = double{dense[i]} - double{ours[i]};
+      sum.difference += difference * difference;
+      sum.reference += double{dense[i]} * double{dense[i]};
+    }
+    of_window[static_cast<size_t>(w)] = sum;
+  });
+  Squares sum;
+  for (const Squares& window : of_window) {
+    sum.difference += window.difference;
+    sum.reference += window.reference;
+  }
+  return std::sqrt(sum.difference / sum.reference);
+}
+
+/// Whether the hidden states of two models behind each block can be compared.
+bool same_shape(const Model& a, const Model& b) {
+  return a.size() == b.size() && a.architecture().hidden_size == b.architecture().hidden_size;
+}
 
 /// Up to kTokenChunk scored positions of one window.
 struct Chunk {
@@ -203,11 +234,9 @@ EvaluationText make_evaluation_text(const std::vector<int64_t>& ids, const Windo
   return text;
 }
 
-EvaluationText read_evaluation_text(const std::filesystem::path& text,
-                                    const std::filesystem::path& tokenizer_json,
+EvaluationText read_evaluation_text(const std::filesystem::path& text, const io::Tokenizer& tokenizer,
                                     const WindowOptions& options) {
   const std::string content = io::read_file(text);
-  const io::Tokenizer tokenizer = io::Tokenizer::from_file(tokenizer_json);
   EvaluationText out =
       make_evaluation_text(tokenizer.encode(io::with_unix_line_ends(content)), options, text.string());
   out.text_hash = io::hash_of(content);
@@ -224,16 +253,19 @@ Evaluation evaluate(const Model& model, const Model* reference, const Evaluation
         fmt::format("model and reference must share their vocabulary; they have {} and {} entries",
                     vocabulary, reference->architecture().vocab_size));
   }
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   Stream stream(model, text, pool);
   std::optional<Stream> reference_stream;
   if (reference != nullptr) reference_stream.emplace(*reference, text, pool);
   const int64_t blocks = std::max(model.size(), reference == nullptr ? 0 : reference->size());
   const int64_t tiles = (vocabulary + kVocabularyTile - 1) / kVocabularyTile;
+  std::vector<double> drifts;
   for (int64_t i = 0; i < blocks; ++i) {
     check_cancelled(observer);
     if (i < model.size()) stream.pass_block(i, precision);
     if (reference_stream && i < reference->size()) reference_stream->pass_block(i, precision);
+    if (reference_stream && same_shape(model, *reference))
+      drifts.push_back(drift(stream, *reference_stream, pool));
     malloc_trim(0);  // the pages of the blocks just freed
     observer.progress({"evaluate", i + 1, blocks + tiles, fmt::format("block {} of {}", i + 1, blocks)});
   }
@@ -248,8 +280,9 @@ Evaluation evaluate(const Model& model, const Model* reference, const Evaluation
     observer.progress({"evaluate", blocks + tile + 1, blocks + tiles, "head"});
   }
   Evaluation out = summarize(head.sums(), reference != nullptr);
+  out.output_drift = std::move(drifts);
   out.windows = static_cast<int64_t>(text.windows.size());
-  out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  out.seconds = watch.seconds();
   return out;
 }
 

@@ -8,8 +8,6 @@
 namespace lcomp::io {
 namespace {
 
-constexpr const char* kConfigFile = "config.json";
-
 constexpr std::array kCompanions = {
     "added_tokens.json", "chat_template.jinja",     "generation_config.json",
     "merges.txt",        "special_tokens_map.json", "tokenizer.json",
@@ -54,14 +52,14 @@ std::vector<FileRecord> copy_companion_files(const std::filesystem::path& from,
 std::string config_with(const std::string& config, const JsonEntries& entries, const std::string& where) {
   OrderedJson json = parse_ordered_json(config, where, {.error = ErrorKind::kConfig});
   OrderedJsonView(json, where, ErrorKind::kConfig).members();  // must be an object
-  for (const auto& [key, text] : entries) json[key] = parse_entry(key, text);
+  for (const auto& [key, text] : entries) {
+    if (text.empty()) {
+      json.erase(key);
+    } else {
+      json[key] = parse_entry(key, text);
+    }
+  }
   return json.dump(2) + "\n";
-}
-
-FileRecord copy_config(const std::filesystem::path& from, const std::filesystem::path& to,
-                       const JsonEntries& entries) {
-  const std::filesystem::path source = from / kConfigFile;
-  return write_file_atomic(to / kConfigFile, config_with(read_file(source), entries, source.string()));
 }
 
 }  // namespace lcomp::io

@@ -3,11 +3,11 @@
 #include <cblas.h>
 #include <omp.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <dnnl.hpp>
 #include <mutex>
 
+#include "core/stopwatch.h"
 #include "lcomp/core/error.h"
 #include "linalg/bf16.h"
 
@@ -244,10 +244,9 @@ double measure_gemm_peak(Precision precision) {
   Scratch scratch;
   double best = 0;
   for (int repeat = 0; repeat < 6; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     weights.multiply(x.data_ptr<float>(), kSide, y.data_ptr<float>(), false, scratch);
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, 2e-9 * kSide * kSide * kSide / seconds);
+    best = std::max(best, 2e-9 * kSide * kSide * kSide / watch.seconds());
   }
   omp_set_num_threads(before);
   return best;

@@ -19,21 +19,6 @@ std::string part_name(int64_t block) {
   return fmt::format("{:04}", block);
 }
 
-/// Adds the wall seconds of its lifetime to a field of the block's row.
-class RowTimer {
- public:
-  explicit RowTimer(double& seconds) : seconds_(seconds) {}
-  ~RowTimer() {
-    seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-  RowTimer(const RowTimer&) = delete;
-  RowTimer& operator=(const RowTimer&) = delete;
-
- private:
-  double& seconds_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
 void prepare_all(model::Block& block, linalg::Precision precision) {
   for (size_t g = 0; g < block.groups().size(); ++g) block.prepare(g, precision);
 }
@@ -46,7 +31,7 @@ void Run::compress_blocks() {
   for (int64_t i = first; i < model_.size(); ++i) {
     check_cancelled();
     step("compress", i, model_.size(), fmt::format("block {} of {}", i + 1, model_.size()));
-    const std::string key = block_key(last_key_, i);
+    const BlockKey key = block_key(last_key_, i);
     commit_block(i, key, compress_block(i));
     // A block's memory is free now, but small records that stay lie between: without this the pages between
     // them would remain resident, more of them with every block.
@@ -58,24 +43,29 @@ void Run::compress_blocks() {
 }
 
 /// Depends on all that the block's result depends on: what came before it, and its own stored tensors.
-std::string Run::block_key(const std::string& previous_key, int64_t block) const {
+BlockKey Run::block_key(const std::string& previous_key, int64_t block) const {
+  BlockKey key;
   io::Hasher hasher;
   hasher.add(previous_key);
-  for (const std::string& name : model_.block_tensors(block))
-    hasher.add(name + model_.checkpoint().hash_of_tensor(name));
-  return hasher.hex();
+  for (const std::string& name : model_.block_tensors(block)) {
+    const std::string hash = model_.checkpoint().hash_of_tensor(name);
+    hasher.add(name + hash);
+    key.tensors[name] = hash;
+  }
+  key.text = hasher.hex();
+  return key;
 }
 
 /// Takes over the blocks that an earlier run finished, and returns the first that is left to do.
 int64_t Run::adopt_finished_blocks() {
   std::vector<BlockRecord> records;
-  std::vector<std::string> keys{last_key_};
+  std::vector<BlockKey> keys;
   for (int64_t i = 0; i < model_.size(); ++i) {
-    const std::string key = block_key(keys.back(), i);
-    const auto found = work_->journal().committed(block_step(i), key);
+    BlockKey key = block_key(keys.empty() ? last_key_ : keys.back().text, i);
+    const auto found = work_->journal().committed(block_step(i), key.text);
     if (!found) break;
     records.push_back(BlockRecord::from_json(found->note));
-    keys.push_back(key);
+    keys.push_back(std::move(key));
   }
   auto count = static_cast<int64_t>(records.size());
   const bool done = count == model_.size();
@@ -85,11 +75,11 @@ int64_t Run::adopt_finished_blocks() {
     count = 0;
   }
   for (int64_t i = 0; i < count; ++i) {
-    records[static_cast<size_t>(i)].row.resumed = true;
+    const auto at = static_cast<size_t>(i);
+    records[at].row.resumed = true;
     writer_->adopt_part(part_name(i));
-    take_record(std::move(records[static_cast<size_t>(i)]));
+    take_record(keys[at], std::move(records[at]));
   }
-  last_key_ = keys[static_cast<size_t>(count)];
   if (count > 0)
     observer_.note(fmt::format("continuing after {} finished blocks of {}", count, model_.size()));
   return count;
@@ -133,8 +123,7 @@ BlockRecord Run::compress_block(int64_t index) {
   record.row.block = index;
   std::optional<model::Block> block;
   {
-    const PhaseClock::Scope scope(clock_, "load");
-    const RowTimer timer(record.row.load_seconds);
+    const PhaseClock::Scope scope(clock_, "load", &record.row.load_seconds);
     block.emplace(model_.load_block(index));
   }
   const bool is_last = index + 1 == model_.size();
@@ -155,8 +144,7 @@ BlockRecord Run::compress_block(int64_t index) {
       record.operators[r].pass = static_cast<int64_t>(p);
   }
   if (plan_.needs_calibration && !forwarded && !is_last) {
-    const PhaseClock::Scope scope(clock_, "forward");
-    const RowTimer timer(record.row.forward_seconds);
+    const PhaseClock::Scope scope(clock_, "forward", &record.row.forward_seconds);
     prepare_all(*block, plan_.compute);
     samples_.runner->forward(*block);
   }
@@ -184,21 +172,18 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
     check_cancelled();
     calib::InputStats stats;
     {
-      const PhaseClock::Scope scope(clock_, "calibrate");
-      const RowTimer timer(row.calibrate_seconds);
+      const PhaseClock::Scope scope(clock_, "calibrate", &row.calibrate_seconds);
       if (g > 0) block.prepare(g - 1, plan_.compute);
       stats = samples_.runner->advance(block, g, pass.needs());
       if (g > 0) block.release(g - 1);
     }
     // The factorisation of the widest input is the peak of the run's memory.
     if (g + 1 == block.groups().size()) samples_.runner->release_buffers();
-    const PhaseClock::Scope scope(clock_, "solve");
-    const RowTimer timer(row.solve_seconds);
+    const PhaseClock::Scope scope(clock_, "solve", &row.solve_seconds);
     pass.compress(block, g, stats, context);
   }
   if (is_last) return;
-  const PhaseClock::Scope scope(clock_, "forward");
-  const RowTimer timer(row.forward_seconds);
+  const PhaseClock::Scope scope(clock_, "forward", &row.forward_seconds);
   block.prepare(block.groups().size() - 1, plan_.compute);
   samples_.runner->finish(block);
 }
@@ -209,14 +194,12 @@ void Run::run_pass(size_t p, model::Block& block, BlockRow& row, std::vector<Ope
   std::vector<calib::InputStats> stats(block.groups().size());
   for (size_t g = 0; g < block.groups().size(); ++g) {
     if (pass.needs().any() && (g == 0 || pass.sequential())) {
-      const PhaseClock::Scope scope(clock_, "calibrate");
-      const RowTimer timer(row.calibrate_seconds);
+      const PhaseClock::Scope scope(clock_, "calibrate", &row.calibrate_seconds);
       prepare_all(block, plan_.compute);
       stats = samples_.runner->observe(block, pass.needs());
     }
     check_cancelled();
-    const PhaseClock::Scope scope(clock_, "solve");
-    const RowTimer timer(row.solve_seconds);
+    const PhaseClock::Scope scope(clock_, "solve", &row.solve_seconds);
     pass.compress(block, g, stats[g], context);
   }
 }
@@ -224,8 +207,7 @@ void Run::run_pass(size_t p, model::Block& block, BlockRow& row, std::vector<Ope
 /// Hands the block's tensors to the writer: those of changed operators as the weights say, all others as they
 /// came.
 void Run::store_block(const model::Block& block, BlockRecord& record) {
-  const PhaseClock::Scope scope(clock_, "write");
-  const RowTimer timer(record.row.write_seconds);
+  const PhaseClock::Scope scope(clock_, "write", &record.row.write_seconds);
   std::vector<std::string> replaced;
   for (const model::LinearOp& op : block.ops()) {
     const bool changed = std::any_of(record.operators.begin(), record.operators.end(),
@@ -254,24 +236,24 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
 
 /// The samples behind the block, the block's tensors, then the journal's line: a kill anywhere between leaves
 /// a state from which the block is done again or found done.
-void Run::commit_block(int64_t index, const std::string& key, BlockRecord record) {
+void Run::commit_block(int64_t index, const BlockKey& key, BlockRecord record) {
   const PhaseClock::Scope scope(clock_, "write");
   if (plan_.needs_calibration && index + 1 < model_.size()) {
     record.samples_hash = samples_.hidden->write_to(samples_file(index), model_.architecture().hidden_size);
   }
   const io::FileRecord part = writer_->commit_part(part_name(index));
-  work_->journal().commit({block_step(index), key, {part}, record.to_json()});
+  work_->journal().commit({block_step(index), key.text, {part}, record.to_json()});
   if (index > 0) std::filesystem::remove(samples_file(index - 1));
-  last_key_ = key;
-  take_record(std::move(record));
+  take_record(key, std::move(record));
 }
 
 /// Adds a finished block to what the report, the config and the verification are made of.
-void Run::take_record(BlockRecord record) {
-  for (const std::string& name : model_.block_tensors(record.row.block)) {
+void Run::take_record(const BlockKey& key, BlockRecord record) {
+  last_key_ = key.text;
+  for (const auto& [name, hash] : key.tensors) {
     const bool changed = std::any_of(record.decoded.begin(), record.decoded.end(),
                                      [&](const auto& op) { return name.starts_with(op.first + ".weight"); });
-    if (!changed) record_.copied[name] = model_.checkpoint().hash_of_tensor(name);
+    if (!changed) record_.copied[name] = hash;
   }
   record_.decoded.insert(record.decoded.begin(), record.decoded.end());
   for (const OperatorRow& row : record.operators) {

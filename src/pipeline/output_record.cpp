@@ -1,8 +1,11 @@
 #include "pipeline/output_record.h"
 
+#include <set>
+
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/hash.h"
+#include "lcomp/io/hf_dir.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -94,6 +97,26 @@ OutputRecord OutputRecord::from_json(const std::string& text, const std::string&
   return out;
 }
 
+std::string compare_files(const std::filesystem::path& directory, const OutputRecord& record,
+                          Observer& observer, Verification& result) {
+  std::set<std::string> known{OutputRecord::kFileName};
+  for (const io::FileRecord& file : record.files) {
+    known.insert(file.name);
+    if (!std::filesystem::exists(directory / file.name))
+      return fmt::format("the file '{}' is missing", file.name);
+    if (io::record_of(directory, file.name) != file)
+      return fmt::format("the file '{}' differs from what was written", file.name);
+    ++result.files_hashed;
+    observer.progress(
+        {"verify", result.files_hashed, static_cast<int64_t>(record.files.size()) + 1, file.name});
+  }
+  for (const std::filesystem::path& file : io::list_directory(directory)) {
+    if (!known.contains(file.filename().string()))
+      return fmt::format("the file '{}' is not in the record", file.filename().string());
+  }
+  return "";
+}
+
 std::string compare_tensors(const model::Model& model, const OutputRecord& record, Verification& result) {
   size_t found = 0;
   for (int64_t block = 0; block < model.size(); ++block) {
@@ -123,15 +146,11 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
 
 std::string output_config(const model::Model& source,
                           const std::map<std::string, quant::QuantScheme>& schemes) {
-  OrderedJson json = io::parse_ordered_json(source.config_json(), source.where() + "/config.json",
-                                            {.error = ErrorKind::kConfig});
-  json.erase("quantization_config");
-  json.erase("compression_config");
-  if (!schemes.empty()) {
-    json["quantization_config"] =
-        OrderedJson::parse(quantization_config(source.architecture(), schemes).to_json());
-  }
-  return json.dump(2) + "\n";
+  const std::string quantization =
+      schemes.empty() ? "" : quantization_config(source.architecture(), schemes).to_json();
+  return io::config_with(source.config_json(),
+                         {{"quantization_config", quantization}, {"compression_config", ""}},
+                         source.where() + "/config.json");
 }
 
 }  // namespace lcomp::pipeline

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "lcomp/core/observer.h"
 #include "lcomp/io/files.h"
 #include "lcomp/model/model.h"
 #include "pipeline/block_record.h"
@@ -31,6 +32,11 @@ struct OutputRecord {
 
 /// Hash of a matrix's values as float32.
 std::string decoded_hash(const at::Tensor& matrix);
+
+/// Compares size and hash of every file of the record; no other file may be in `directory` but the record
+/// itself. Returns "" or the first difference. Counts into `result`.
+std::string compare_files(const std::filesystem::path& directory, const OutputRecord& record,
+                          Observer& observer, Verification& result);
 
 /// Compares every tensor of `model` with the record; returns "" or the first difference. Counts into
 /// `result`.

@@ -1,7 +1,6 @@
 #include "lcomp/pipeline/pass.h"
 
-#include <chrono>
-
+#include "core/stopwatch.h"
 #include "lcomp/core/weight_error.h"
 
 namespace lcomp::pipeline {
@@ -21,10 +20,9 @@ class LinearPass final : public Pass {
     for (const size_t op : block.groups()[group].operators) {
       const PassOptions* options = context.settings(block.ops()[op].info.name);
       if (options == nullptr) continue;
-      const auto start = std::chrono::steady_clock::now();
+      const Stopwatch watch;
       MatrixResult result = function_(block.ops()[op].weight->dense(), stats, *options, context);
-      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      replace_and_report(block, op, std::move(result), name_, seconds, stats, context);
+      replace_and_report(block, op, std::move(result), name_, watch.seconds(), stats, context);
     }
   }
 

@@ -13,10 +13,6 @@ double seconds_of(const timeval& t) {
   return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 /// The value of the first line of /proc/cpuinfo that begins with `key`.
 std::string cpuinfo(const std::string& key) {
   std::ifstream file("/proc/cpuinfo");
@@ -41,25 +37,24 @@ int64_t peak_rss_bytes() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-PhaseClock::Scope::Scope(PhaseClock& clock, std::string phase) : clock_(clock), phase_(std::move(phase)) {}
-
-double PhaseClock::Scope::wall_seconds() const {
-  return seconds_since(start_);
-}
+PhaseClock::Scope::Scope(PhaseClock& clock, std::string phase, double* also)
+    : clock_(clock), phase_(std::move(phase)), also_(also) {}
 
 PhaseClock::Scope::~Scope() {
+  const double seconds = wall_seconds();
   const CpuSeconds now = cpu_seconds();
   auto row = std::find_if(clock_.rows_.begin(), clock_.rows_.end(),
                           [&](const PhaseRow& r) { return r.phase == phase_; });
   if (row == clock_.rows_.end()) row = clock_.rows_.insert(row, PhaseRow{phase_, 0, 0});
-  row->wall_seconds += wall_seconds();
+  row->wall_seconds += seconds;
+  if (also_ != nullptr) *also_ += seconds;
   row->cpu_seconds += now.user + now.system - cpu_.user - cpu_.system;
 }
 
 Timings PhaseClock::timings() const {
   const CpuSeconds now = cpu_seconds();
   Timings out;
-  out.wall_seconds = seconds_since(start_);
+  out.wall_seconds = watch_.seconds();
   out.cpu_user_seconds = now.user - cpu_.user;
   out.cpu_system_seconds = now.system - cpu_.system;
   out.peak_rss_bytes = peak_rss_bytes();

@@ -1,9 +1,9 @@
 #pragma once
 
-#include <chrono>
 #include <string>
 #include <vector>
 
+#include "core/stopwatch.h"
 #include "lcomp/pipeline/report_data.h"
 
 namespace lcomp::pipeline {
@@ -21,26 +21,27 @@ int64_t peak_rss_bytes();
 /// Adds up wall and processor seconds by phase.
 class PhaseClock {
  public:
-  /// Measures from construction to destruction.
+  /// Measures from construction to destruction. The wall seconds are added to `also` as well, if it is given.
   class Scope {
    public:
-    Scope(PhaseClock& clock, std::string phase);
+    Scope(PhaseClock& clock, std::string phase, double* also = nullptr);
     ~Scope();
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
-    double wall_seconds() const;
+    double wall_seconds() const { return watch_.seconds(); }
 
    private:
     PhaseClock& clock_;
     std::string phase_;
-    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+    double* also_;
+    Stopwatch watch_;
     CpuSeconds cpu_ = cpu_seconds();
   };
 
   Timings timings() const;
 
  private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  Stopwatch watch_;
   CpuSeconds cpu_ = cpu_seconds();
   std::vector<PhaseRow> rows_;
 };

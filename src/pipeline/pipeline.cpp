@@ -8,8 +8,7 @@ namespace {
 
 void run_steps(Run& run) {
   // The texts first: what is wrong with them is said before anything is made.
-  run.read_calibration();
-  run.read_evaluation();
+  run.read_texts();
   if (!run.take_work_dir()) return;
   run.write_outer_tensors();
   run.compress_blocks();

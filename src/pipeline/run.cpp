@@ -14,10 +14,6 @@
 namespace lcomp::pipeline {
 namespace {
 
-std::filesystem::path tokenizer_of(const Job& job) {
-  return std::filesystem::path(job.model) / "tokenizer.json";
-}
-
 const char* precision_name(linalg::Precision precision) {
   return precision == linalg::Precision::kBf16 ? "bf16" : "f32";
 }
@@ -114,10 +110,7 @@ std::string Run::job_key() const {
   io::Hasher hasher;
   hasher.add(std::string(kVersion) + "\n" + to_json(same) + "\n" + model_.config_json() + "\n" +
              precision_name(plan_.compute));
-  if (plan_.needs_calibration) {
-    hasher.add(io::hash_of_file(job_.calibration.text));
-    hasher.add(io::hash_of_file(tokenizer_of(job_)));
-  }
+  if (report_.calibration) hasher.add(report_.calibration->text_hash + report_.calibration->tokenizer_hash);
   return hasher.hex();
 }
 
@@ -139,11 +132,16 @@ bool Run::take_work_dir() {
   return true;
 }
 
-void Run::read_calibration() {
-  if (!plan_.needs_calibration) return;
+void Run::read_texts() {
+  if (!plan_.needs_calibration && !job_.evaluate) return;
   const PhaseClock::Scope scope(clock_, "tokenize");
+  const auto tokenizer = io::Tokenizer::from_file(std::filesystem::path(job_.model) / "tokenizer.json");
+  if (plan_.needs_calibration) read_calibration(tokenizer);
+  if (job_.evaluate) read_evaluation(tokenizer);
+}
+
+void Run::read_calibration(const io::Tokenizer& tokenizer) {
   const CalibrationOptions& c = job_.calibration;
-  const io::Tokenizer tokenizer = io::Tokenizer::from_file(tokenizer_of(job_));
   samples_.tokens =
       calib::read_samples(c.text, tokenizer, {c.jsonl_field, c.samples, c.length, c.starts, c.short_samples});
   const calib::TokenSamples& tokens = samples_.tokens;
@@ -166,12 +164,9 @@ void Run::read_calibration() {
   }
 }
 
-void Run::read_evaluation() {
-  if (!job_.evaluate) return;
-  const PhaseClock::Scope scope(clock_, "tokenize");
+void Run::read_evaluation(const io::Tokenizer& tokenizer) {
   const EvaluateOptions& e = *job_.evaluate;
-  evaluation_text_ =
-      eval::read_evaluation_text(e.text, tokenizer_of(job_), {e.window, e.stride, e.max_windows});
+  evaluation_text_ = eval::read_evaluation_text(e.text, tokenizer, {e.window, e.stride, e.max_windows});
   check_vocabulary(evaluation_text_->windows, model_.architecture().vocab_size, e.text);
 }
 
@@ -212,21 +207,20 @@ void Run::verify() {
   const PhaseClock::Scope scope(clock_, "verify");
   step("verify", 0, 1);
   Verification result;
-  for (const io::FileRecord& file : record_.files) {
-    ++result.files_hashed;
-    if (io::record_of(work_->staging(), file.name) != file)
-      result.message = fmt::format("'{}' differs from what was written", file.name);
+  for (const io::FileRecord& file : record_.files)
     report_.totals.files.push_back({file.name, static_cast<int64_t>(file.bytes), file.hash});
+  result.message = compare_files(work_->staging(), record_, observer_, result);
+  if (result.message.empty()) {
+    const model::Model written = model::Model::open(work_->staging());
+    result.message = compare_tensors(written, record_, result);
+    report_.totals.bytes_after = static_cast<int64_t>(written.stored_bytes());
+    report_.totals.bits_per_weight =
+        8.0 * static_cast<double>(written.stored_bytes()) / static_cast<double>(plan_.parameters);
+    count_compressed();
   }
-  const model::Model written = model::Model::open(work_->staging());
-  if (result.message.empty()) result.message = compare_tensors(written, record_, result);
   result.passed = result.message.empty();
   result.seconds = scope.wall_seconds();
   report_.verification = result;
-  report_.totals.bytes_after = static_cast<int64_t>(written.stored_bytes());
-  report_.totals.bits_per_weight =
-      8.0 * static_cast<double>(written.stored_bytes()) / static_cast<double>(plan_.parameters);
-  count_compressed();
   if (!result.passed) {
     throw InternalError("verify", "the written checkpoint must equal what was computed; " + result.message);
   }
@@ -259,6 +253,8 @@ void Run::evaluate() {
     EvaluationRow dense = evaluation_row("dense", text, scores, precision);
     dense.perplexity = scores.reference_perplexity;
     report_.evaluation.push_back(dense);
+    for (size_t i = 0; i < scores.output_drift.size(); ++i)
+      report_.blocks[i].output_drift = scores.output_drift[i];
   }
   EvaluationRow row = evaluation_row("compressed", text, scores, precision);
   row.perplexity = scores.perplexity;

@@ -30,13 +30,19 @@ struct Samples {
   std::unique_ptr<calib::SampleRunner> runner;
 };
 
+/// What the journal knows a block by, and the hashes of the block's stored tensors, which are part of it.
+struct BlockKey {
+  std::string text;
+  std::map<std::string, std::string> tensors;
+};
+
 /// One run of a job: the state that its steps share. `run` in pipeline.cpp says in which order they go.
 class Run {
  public:
   Run(const Job& job, const MethodTable& methods, Observer& observer, const ReportWriter& write_reports);
 
-  void read_calibration();
-  void read_evaluation();
+  /// Calibration and evaluation text become tokens.
+  void read_texts();
   /// Takes the working directory; false when an earlier run was killed right after publishing, and nothing is
   /// left to do.
   bool take_work_dir();
@@ -53,13 +59,15 @@ class Run {
 
  private:
   // run.cpp
+  void read_calibration(const io::Tokenizer& tokenizer);
+  void read_evaluation(const io::Tokenizer& tokenizer);
   std::string job_key() const;
   void check_cancelled() const;
   void count_compressed();
   void step(const std::string& phase, int64_t done, int64_t total, const std::string& detail = "");
 
   // compress_blocks.cpp
-  std::string block_key(const std::string& previous_key, int64_t block) const;
+  BlockKey block_key(const std::string& previous_key, int64_t block) const;
   int64_t adopt_finished_blocks();
   void start_samples();
   bool restore_samples(int64_t block, const std::string& hash);
@@ -69,9 +77,9 @@ class Run {
                            PassContext& context);
   std::function<const PassOptions*(const std::string&)> settings_of(size_t pass, int64_t block) const;
   void store_block(const model::Block& block, BlockRecord& record);
-  void commit_block(int64_t index, const std::string& key, BlockRecord record);
+  void commit_block(int64_t index, const BlockKey& key, BlockRecord record);
   std::filesystem::path samples_file(int64_t block) const;
-  void take_record(BlockRecord record);
+  void take_record(const BlockKey& key, BlockRecord record);
   void fill_roofline();
 
   const Job& job_;

@@ -1,41 +1,13 @@
 #include "lcomp/pipeline/verify.h"
 
-#include <chrono>
-#include <set>
-
-#include "io/json_util.h"
+#include "core/stopwatch.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "pipeline/output_record.h"
 
 namespace lcomp::pipeline {
-namespace {
-
-/// Size and hash of every recorded file, and no file besides; returns "" or the first difference.
-std::string compare_files(const std::filesystem::path& directory, const OutputRecord& record,
-                          Observer& observer, Verification& result) {
-  std::set<std::string> known{OutputRecord::kFileName};
-  for (const io::FileRecord& file : record.files) {
-    known.insert(file.name);
-    if (!std::filesystem::exists(directory / file.name))
-      return fmt::format("the file '{}' is missing", file.name);
-    if (io::record_of(directory, file.name) != file)
-      return fmt::format("the file '{}' differs from what was published", file.name);
-    ++result.files_hashed;
-    observer.progress(
-        {"verify", result.files_hashed, static_cast<int64_t>(record.files.size()) + 1, file.name});
-  }
-  for (const std::filesystem::path& file : io::list_directory(directory)) {
-    if (!known.contains(file.filename().string()))
-      return fmt::format("the file '{}' is not in the record", file.filename().string());
-  }
-  return "";
-}
-
-}  // namespace
-
 Verification verify(const std::filesystem::path& directory, Observer& observer) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const std::filesystem::path path = directory / OutputRecord::kFileName;
   if (!std::filesystem::exists(path)) {
     throw CorruptFile(directory.string(),
@@ -51,7 +23,7 @@ Verification verify(const std::filesystem::path& directory, Observer& observer) 
     result.message = damage.what();
   }
   result.passed = result.message.empty();
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = watch.seconds();
   return result;
 }
 

@@ -80,8 +80,8 @@ std::string drift_columns(const std::vector<BlockRow>& rows) {
   if (!(most > 0)) return {};
   std::string out =
       "<h3>Drift of the hidden states behind each block</h3><p class=lede>Relative difference between the "
-      "dense "
-      "and the compressed model on the calibration tokens, the errors of all earlier blocks included.</p>";
+      "dense and the compressed model on the windows of the evaluation, the errors of all earlier blocks "
+      "included.</p>";
   out += fmt::format("<div class=inline><span>full height: {}</span></div>", percent(most));
   out += "<div class=scroll><div class=\"chart low\">";
   for (const BlockRow& row : rows)

@@ -23,8 +23,9 @@ std::string op_name(int64_t block, const std::string& rest) {
 }
 
 eval::Evaluation evaluate(const Model& model, const Model* reference) {
-  const auto text = eval::read_evaluation_text(
-      test::evaluation_text(), test::bundled_model() / "tokenizer.json", {.window = 64, .max_windows = 4});
+  const auto tokenizer = io::Tokenizer::from_file(test::bundled_model() / "tokenizer.json");
+  const auto text =
+      eval::read_evaluation_text(test::evaluation_text(), tokenizer, {.window = 64, .max_windows = 4});
   ThreadPool pool(1);
   Observer silent;
   return eval::evaluate(model, reference, text, linalg::Precision::kF32, pool, silent);

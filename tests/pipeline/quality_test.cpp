@@ -24,8 +24,8 @@ pipeline::RunReport scored_run(const test::TempDir& dir, const std::string& meth
 TEST_CASE("the dense model has the recorded perplexity on the whole evaluation text",
           "[pipeline][quality][slow]") {
   const auto model = model::Model::open(test::bundled_model());
-  const auto text = eval::read_evaluation_text(test::evaluation_text(),
-                                               test::bundled_model() / "tokenizer.json", {.window = 256});
+  const auto tokenizer = io::Tokenizer::from_file(test::bundled_model() / "tokenizer.json");
+  const auto text = eval::read_evaluation_text(test::evaluation_text(), tokenizer, {.window = 256});
   ThreadPool pool;
   Observer silent;
   const auto scores = eval::evaluate(model, nullptr, text, linalg::Precision::kF32, pool, silent);
@@ -47,6 +47,10 @@ TEST_CASE("gptq loses less than rounding to nearest, in perplexity and in KL, in
     REQUIRE(*gptq_row.kl_mean < *rtn_row.kl_mean);
     REQUIRE(*gptq_row.perplexity > *dense_row.perplexity);
     REQUIRE(*gptq_row.top1_agreement > *rtn_row.top1_agreement);
+    // The errors of the blocks add up.
+    REQUIRE(*gptq.blocks.front().output_drift > 0);
+    REQUIRE(*gptq.blocks.back().output_drift > *gptq.blocks.front().output_drift);
+    REQUIRE(*gptq.blocks.back().output_drift < *nearest.blocks.back().output_drift);
     // The same weights, the same size.
     REQUIRE(gptq.totals.bytes_after == nearest.totals.bytes_after);
   }

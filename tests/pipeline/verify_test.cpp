@@ -114,7 +114,7 @@ TEST_CASE("a missing, an empty and an unknown file are found", "[pipeline][verif
     if (name != OutputRecord::kFileName) {
       REQUIRE(verdict(dir / "out") == "the file '" + name + "' is missing");
       test::write_text(file, "");
-      REQUIRE(verdict(dir / "out") == "the file '" + name + "' differs from what was published");
+      REQUIRE(verdict(dir / "out") == "the file '" + name + "' differs from what was written");
     }
     fs::rename(dir / "aside", file);
   }
@@ -144,10 +144,10 @@ TEST_CASE("a run does not publish files that changed after they were written", "
         !watcher.steps.empty() && watcher.steps.back().phase == "verify" && watcher.steps.back().done == 0;
     if (before) flip(staged, fs::file_size(staged) - 1);
   };
-  REQUIRE(
-      test::error_text([&] { test::run(test::rtn_job(dir / "out"), watcher); }) ==
-      "[verify] the written checkpoint must equal what was computed; 'model.safetensors' differs from what "
-      "was written");
+  REQUIRE(test::error_text([&] { test::run(test::rtn_job(dir / "out"), watcher); }) ==
+          "[verify] the written checkpoint must equal what was computed; the file 'model.safetensors' "
+          "differs from what "
+          "was written");
   REQUIRE_FALSE(fs::exists(dir / "out"));
   const Json report = test::read_json(test::work_dir_of(dir / "out") / "report.json");
   REQUIRE(report["status"] == "failed");

@@ -60,19 +60,27 @@ inline void prepare_all(model::Block& block) {
   for (size_t g = 0; g < block.groups().size(); ++g) block.prepare(g, linalg::Precision::kF32);
 }
 
-/// Logits [tokens, vocabulary] of one sequence, by way of the blocks, which `change` may alter first.
-inline at::Tensor logits_of(const model::Model& model, const std::vector<int64_t>& ids,
+/// Hidden states [tokens, width] of one sequence behind the first `blocks` blocks, which `change` may alter
+/// first.
+inline at::Tensor states_of(const model::Model& model, const std::vector<int64_t>& ids, int64_t blocks,
                             const std::function<void(model::Block&)>& change = {}) {
   model::SampleState state{model.embed(ids), {}};
   linalg::Scratch scratch;
-  for (int64_t i = 0; i < model.size(); ++i) {
+  for (int64_t i = 0; i < blocks; ++i) {
     model::Block block = model.load_block(i);
     if (change) change(block);
     prepare_all(block);
     block.forward(state, scratch);
   }
-  model.final_norm(state.hidden);
-  return at::matmul(state.hidden, model.head_rows(0, model.architecture().vocab_size).t());
+  return state.hidden;
+}
+
+/// Logits [tokens, vocabulary] of one sequence, by way of the blocks.
+inline at::Tensor logits_of(const model::Model& model, const std::vector<int64_t>& ids,
+                            const std::function<void(model::Block&)>& change = {}) {
+  at::Tensor hidden = states_of(model, ids, model.size(), change);
+  model.final_norm(hidden);
+  return at::matmul(hidden, model.head_rows(0, model.architecture().vocab_size).t());
 }
 
 }  // namespace lcomp::test

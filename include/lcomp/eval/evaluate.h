@@ -8,6 +8,7 @@
 
 #include "lcomp/core/observer.h"
 #include "lcomp/core/threads.h"
+#include "lcomp/io/tokenizer.h"
 #include "lcomp/linalg/gemm.h"
 #include "lcomp/model/model.h"
 
@@ -36,10 +37,9 @@ struct EvaluationText {
   }
 };
 
-/// Reads a UTF-8 text; line ends of every kind count as "\n". `tokenizer_json` is the model's tokenizer.json.
-/// Throws ConfigError when the text is shorter than a window, or the options make no sense.
-EvaluationText read_evaluation_text(const std::filesystem::path& text,
-                                    const std::filesystem::path& tokenizer_json,
+/// Reads a UTF-8 text; line ends of every kind count as "\n". Throws ConfigError when the text is shorter
+/// than a window, or the options make no sense.
+EvaluationText read_evaluation_text(const std::filesystem::path& text, const io::Tokenizer& tokenizer,
                                     const WindowOptions& options);
 /// The same from token ids.
 EvaluationText make_evaluation_text(const std::vector<int64_t>& ids, const WindowOptions& options,
@@ -54,6 +54,10 @@ struct Evaluation {
   std::optional<double> reference_perplexity;
   std::optional<double> kl_mean;         ///< mean over scored tokens of KL(reference || model), in nats
   std::optional<double> top1_agreement;  ///< share of scored tokens where both rank the same token first
+  /// For each block |Y - Y'|_F / |Y|_F of the hidden states behind it on all windows, Y of the reference and
+  /// Y' of the model; the errors of all earlier blocks are part of it. Empty without a reference, or when the
+  /// two differ in the number of blocks or in width.
+  std::vector<double> output_drift;
 };
 
 /// Runs `model`, and `reference` beside it when given, over all windows. Both are streamed: one block of each

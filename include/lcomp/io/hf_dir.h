@@ -20,17 +20,12 @@ std::vector<std::string> companion_files(const std::filesystem::path& dir);
 std::vector<FileRecord> copy_companion_files(const std::filesystem::path& from,
                                              const std::filesystem::path& to);
 
-/// A top-level key of config.json and its value as JSON text.
+/// A top-level key of config.json and its value as JSON text; an empty text takes the key away.
 using JsonEntries = std::vector<std::pair<std::string, std::string>>;
 
 /// `config` (the text of a config.json) with the top-level `entries` set: existing keys keep their place, new
-/// ones follow at the end; everything else stays as it is, unknown fields and the order of keys included.
-/// Throws `ConfigError` when the text is not a JSON object, and `InvalidArgument` when an entry's value is
-/// not JSON. `where` names the source in errors.
+/// ones follow at the end, those with an empty text go; everything else stays as it is, unknown fields and
+/// the order of keys included. Throws `ConfigError` when the text is not a JSON object, and `InvalidArgument`
+/// when an entry's value is not JSON. `where` names the source in errors.
 std::string config_with(const std::string& config, const JsonEntries& entries, const std::string& where);
-
-/// Reads `from`/config.json, sets `entries` and writes it to `to`/config.json.
-FileRecord copy_config(const std::filesystem::path& from, const std::filesystem::path& to,
-                       const JsonEntries& entries = {});
-
 }  // namespace lcomp::io

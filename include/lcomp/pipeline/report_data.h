@@ -121,8 +121,9 @@ struct BlockRow {
   double forward_seconds = 0;
   double write_seconds = 0;
   bool resumed = false;  ///< taken from the journal of an earlier run; its seconds are of that run
-  std::optional<double>
-      output_drift;  ///< |Y - Y'|_F / |Y|_F of the hidden states behind it, dense against ours
+  /// |Y - Y'|_F / |Y|_F of the hidden states behind it on the windows of the evaluation, dense against ours;
+  /// only an evaluation with `reference` measures it.
+  std::optional<double> output_drift;
 
   double seconds() const {
     return load_seconds + calibrate_seconds + solve_seconds + forward_seconds + write_seconds;

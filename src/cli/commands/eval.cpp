@@ -59,7 +59,8 @@ Measured measure(const Arguments& arguments, int threads, Observer& observer) {
   if (!arguments.reference.empty()) reference = model::Model::open(arguments.reference);
   for (const std::string& warning : model.warnings()) observer.warning(warning);
 
-  const auto tokenizer = std::filesystem::path(arguments.directory) / "tokenizer.json";
+  const auto tokenizer =
+      io::Tokenizer::from_file(std::filesystem::path(arguments.directory) / "tokenizer.json");
   result.text = eval::read_evaluation_text(arguments.text, tokenizer, arguments.windows);
   ThreadPool pool(threads);
   result.scores =
@@ -99,6 +100,7 @@ Json json_of(const Measured& measured) {
   if (scores.reference_perplexity) json["reference_perplexity"] = *scores.reference_perplexity;
   if (scores.kl_mean) json["kl_mean"] = *scores.kl_mean;
   if (scores.top1_agreement) json["top1_agreement"] = *scores.top1_agreement;
+  if (!scores.output_drift.empty()) json["output_drift"] = scores.output_drift;
   return json;
 }
 

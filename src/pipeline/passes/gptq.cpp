@@ -1,7 +1,6 @@
 #include "lcomp/quant/gptq.h"
 
-#include <chrono>
-
+#include "core/stopwatch.h"
 #include "lcomp/pipeline/pass.h"
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/scheme_plan.h"
@@ -24,10 +23,6 @@ using GptqPassOptions = PassOptionsOf<quant::QuantScheme, quant::GptqOptions, Bl
 
 const GptqPassOptions& gptq_options(const PassOptions& options) {
   return dynamic_cast<const GptqPassOptions&>(options);
-}
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 std::string rung_text(const quant::GptqResult& result) {
@@ -84,9 +79,9 @@ class GptqPass final : public Pass {
       for (const size_t op : block.groups()[group].operators) {
         const PassOptions* settings = context.settings(block.ops()[op].info.name);
         if (settings == nullptr) continue;
-        const auto start = std::chrono::steady_clock::now();
+        const Stopwatch watch;
         MatrixResult result = solve(block.ops()[op], *settings, stats, factors, context);
-        solved.push_back({op, std::move(result), seconds_since(start)});
+        solved.push_back({op, std::move(result), watch.seconds()});
       }
     }
     for (Solved& s : solved) {

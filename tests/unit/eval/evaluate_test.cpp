@@ -92,6 +92,36 @@ TEST_CASE("a model differs from itself by nothing", "[eval]") {
   REQUIRE(*scores.kl_mean == Approx(0).margin(1e-9));
   REQUIRE(*scores.top1_agreement == 1.0);
   REQUIRE(scores.perplexity == *scores.reference_perplexity);
+  REQUIRE(scores.output_drift == std::vector<double>{0, 0});
+}
+
+TEST_CASE("the drift is the relative difference of the hidden states behind each block", "[eval]") {
+  const auto model = test::TinyLlama(1).model();
+  const auto reference = test::TinyLlama(2).model();
+  const auto text = make_evaluation_text(ids(50), {.window = 12}, "text");
+  const auto states = [&](const model::Model& of, int64_t blocks) {
+    std::vector<at::Tensor> windows;
+    for (const auto& window : text.windows) windows.push_back(test::states_of(of, window, blocks));
+    return at::cat(windows).to(at::kDouble);
+  };
+  const auto scores = evaluate(model, &reference, text);
+  REQUIRE(scores.output_drift.size() == 2);
+  for (int64_t i = 0; i < 2; ++i) {
+    const at::Tensor dense = states(reference, i + 1);
+    const double expected = ((dense - states(model, i + 1)).norm() / dense.norm()).item<double>();
+    REQUIRE(scores.output_drift[static_cast<size_t>(i)] == Approx(expected).epsilon(1e-6));
+    REQUIRE(expected > 0.1);
+  }
+}
+
+TEST_CASE("models of different depth have no drift", "[eval]") {
+  const auto model = test::TinyLlama().model();
+  test::TinyLlama deeper;
+  deeper.config["num_hidden_layers"] = 1;
+  const auto reference = deeper.model();
+  const auto scores = evaluate(model, &reference, make_evaluation_text(ids(60), {.window = 20}, "text"));
+  REQUIRE(scores.output_drift.empty());
+  REQUIRE(scores.kl_mean);
 }
 
 TEST_CASE("without a reference only the perplexity is measured", "[eval]") {
@@ -102,6 +132,7 @@ TEST_CASE("without a reference only the perplexity is measured", "[eval]") {
   REQUIRE_FALSE(scores.kl_mean);
   REQUIRE_FALSE(scores.top1_agreement);
   REQUIRE_FALSE(scores.reference_perplexity);
+  REQUIRE(scores.output_drift.empty());
 }
 
 TEST_CASE("scores do not depend on the number of threads", "[eval]") {
@@ -112,6 +143,7 @@ TEST_CASE("scores do not depend on the number of threads", "[eval]") {
   const auto three = evaluate(model, &reference, text, 3);
   REQUIRE(one.perplexity == three.perplexity);
   REQUIRE(*one.kl_mean == *three.kl_mean);
+  REQUIRE(one.output_drift == three.output_drift);
 }
 
 TEST_CASE("windows and strides score each token of the text once", "[eval][windows]") {
@@ -147,10 +179,11 @@ TEST_CASE("a text is identified by the hashes of itself and of its tokenizer", "
   const test::TempDir dir;
   io::write_file_atomic(dir / "text.txt", "abcabab");  // 4 3 3
   io::write_file_atomic(dir / "tokenizer.json", test::abc_document().dump());
-  const auto text = eval::read_evaluation_text(dir / "text.txt", dir / "tokenizer.json", {.window = 3});
+  const auto tokenizer = io::Tokenizer::from_file(dir / "tokenizer.json");
+  const auto text = eval::read_evaluation_text(dir / "text.txt", tokenizer, {.window = 3});
   REQUIRE(text.windows == std::vector<std::vector<int64_t>>{{4, 3, 3}});
   REQUIRE(text.text_hash == io::hash_of("abcabab"));
-  REQUIRE(text.tokenizer_hash == io::Tokenizer::from_file(dir / "tokenizer.json").hash());
+  REQUIRE(text.tokenizer_hash == tokenizer.hash());
   REQUIRE(text.file == (dir / "text.txt").string());
 }
 
