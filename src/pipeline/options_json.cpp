@@ -40,12 +40,73 @@ std::vector<std::string> strings(const std::vector<std::string_view>& names) {
   return {names.begin(), names.end()};
 }
 
-void add_range(Json& schema, Range range, bool integer) {
+Json number_schema(Range range, bool integer) {
   const auto bound = [integer](double value) {
     return integer ? Json(static_cast<int64_t>(value)) : Json(value);
   };
+  Json schema = {{"type", integer ? "integer" : "number"}};
   if (std::isfinite(range.min)) schema["minimum"] = bound(range.min);
   if (std::isfinite(range.max)) schema["maximum"] = bound(range.max);
+  return schema;
+}
+
+Json byte_size_schema() {
+  const Json number = {{"type", "integer"}, {"minimum", 0}};
+  const Json text = {{"type", "string"}, {"pattern", "^[0-9]+(\\.[0-9]+)? ?([KkMmGgTt][Ii]?)?[Bb]?$"}};
+  return {{"anyOf", Json::array({number, text})}};
+}
+
+/// What a value of the field may be, as a JSON Schema.
+Json schema_of(const FieldFacts& field) {
+  using Type = FieldFacts::Type;
+  switch (field.type) {
+    case Type::kBoolean:
+      return {{"type", "boolean"}};
+    case Type::kInteger:
+    case Type::kNumber:
+      return number_schema(field.range, field.type == Type::kInteger);
+    case Type::kText:
+      return {{"type", "string"}};
+    case Type::kTexts:
+      return string_list_schema();
+    case Type::kBytes:
+      return byte_size_schema();
+    case Type::kChoice:
+      break;
+  }
+  return {{"enum", field.choices}};
+}
+
+/// The same in words.
+std::string values_of(const FieldFacts& field) {
+  using Type = FieldFacts::Type;
+  switch (field.type) {
+    case Type::kBoolean:
+      return "true, false";
+    case Type::kInteger:
+      return "integer" + range_text(field.range);
+    case Type::kNumber:
+      return "number" + range_text(field.range);
+    case Type::kText:
+      return "string";
+    case Type::kTexts:
+      return "list of strings";
+    case Type::kBytes:
+      return "size";
+    case Type::kChoice:
+      break;
+  }
+  return fmt::format("{}", fmt::join(field.choices, ", "));
+}
+
+/// The field's value in words.
+std::string preset_of(const FieldFacts& field) {
+  using Type = FieldFacts::Type;
+  if (field.type == Type::kBytes) return format_bytes(field.value.get<int64_t>());
+  if (field.type == Type::kNumber) return fmt::format("{}", field.value.get<double>());
+  if (field.type == Type::kTexts)
+    return fmt::format("{}", fmt::join(field.value.get<std::vector<std::string>>(), ", "));
+  return field.value.is_string() ? field.value.get<std::string>() : field.value.dump();
 }
 
 /// Inside a Markdown table a pipe would end the cell.
@@ -164,35 +225,41 @@ void JsonReader::finish() {
   }
 }
 
+// ---- FieldLister
+
+void FieldLister::field(std::string_view name, bool& value, std::string_view help) {
+  add({name, FieldFacts::Type::kBoolean, value, help, {}, {}});
+}
+
+void FieldLister::field(std::string_view name, int64_t& value, Range range, std::string_view help) {
+  add({name, FieldFacts::Type::kInteger, value, help, range, {}});
+}
+
+void FieldLister::field(std::string_view name, double& value, Range range, std::string_view help) {
+  add({name, FieldFacts::Type::kNumber, value, help, range, {}});
+}
+
+void FieldLister::field(std::string_view name, std::string& value, std::string_view help) {
+  add({name, FieldFacts::Type::kText, value, help, {}, {}});
+}
+
+void FieldLister::field(std::string_view name, std::vector<std::string>& value, std::string_view help) {
+  add({name, FieldFacts::Type::kTexts, value, help, {}, {}});
+}
+
+void FieldLister::bytes(std::string_view name, int64_t& value, std::string_view help) {
+  add({name, FieldFacts::Type::kBytes, value, help, {}, {}});
+}
+
+void FieldLister::choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
+                         std::string_view help) {
+  add({name, FieldFacts::Type::kChoice, names.at(value), help, {}, names});
+}
+
 // ---- JsonWriter
 
-void JsonWriter::field(std::string_view name, bool& value, std::string_view) {
-  object_[std::string(name)] = value;
-}
-
-void JsonWriter::field(std::string_view name, int64_t& value, Range, std::string_view) {
-  object_[std::string(name)] = value;
-}
-
-void JsonWriter::field(std::string_view name, double& value, Range, std::string_view) {
-  object_[std::string(name)] = value;
-}
-
-void JsonWriter::field(std::string_view name, std::string& value, std::string_view) {
-  object_[std::string(name)] = value;
-}
-
-void JsonWriter::field(std::string_view name, std::vector<std::string>& value, std::string_view) {
-  object_[std::string(name)] = value;
-}
-
-void JsonWriter::bytes(std::string_view name, int64_t& value, std::string_view) {
-  object_[std::string(name)] = value;
-}
-
-void JsonWriter::choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
-                        std::string_view) {
-  object_[std::string(name)] = names.at(value);
+void JsonWriter::add(const FieldFacts& field) {
+  object_[std::string(field.name)] = field.value;
 }
 
 void JsonWriter::object(std::string_view name, std::string_view,
@@ -205,45 +272,10 @@ void JsonWriter::object(std::string_view name, std::string_view,
 
 // ---- SchemaWriter
 
-Json& SchemaWriter::add(std::string_view name, Json type, std::string_view help) {
-  Json& schema = properties_[std::string(name)] = std::move(type);
-  schema["description"] = help;
-  return schema;
-}
-
-void SchemaWriter::field(std::string_view name, bool& value, std::string_view help) {
-  add(name, {{"type", "boolean"}}, help)["default"] = value;
-}
-
-void SchemaWriter::field(std::string_view name, int64_t& value, Range range, std::string_view help) {
-  Json& schema = add(name, {{"type", "integer"}}, help);
-  add_range(schema, range, true);
-  schema["default"] = value;
-}
-
-void SchemaWriter::field(std::string_view name, double& value, Range range, std::string_view help) {
-  Json& schema = add(name, {{"type", "number"}}, help);
-  add_range(schema, range, false);
-  schema["default"] = value;
-}
-
-void SchemaWriter::field(std::string_view name, std::string& value, std::string_view help) {
-  add(name, {{"type", "string"}}, help)["default"] = value;
-}
-
-void SchemaWriter::field(std::string_view name, std::vector<std::string>& value, std::string_view help) {
-  add(name, string_list_schema(), help)["default"] = value;
-}
-
-void SchemaWriter::bytes(std::string_view name, int64_t& value, std::string_view help) {
-  const Json number = {{"type", "integer"}, {"minimum", 0}};
-  const Json text = {{"type", "string"}, {"pattern", "^[0-9]+(\\.[0-9]+)? ?([KkMmGgTt][Ii]?)?[Bb]?$"}};
-  add(name, {{"anyOf", Json::array({number, text})}}, help)["default"] = value;
-}
-
-void SchemaWriter::choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
-                          std::string_view help) {
-  add(name, {{"enum", names}}, help)["default"] = names.at(value);
+void SchemaWriter::add(const FieldFacts& field) {
+  Json& schema = properties_[std::string(field.name)] = schema_of(field);
+  schema["description"] = field.help;
+  schema["default"] = field.value;
 }
 
 void SchemaWriter::object(std::string_view name, std::string_view help,
@@ -251,7 +283,8 @@ void SchemaWriter::object(std::string_view name, std::string_view help,
   Json properties = Json::object();
   SchemaWriter writer(properties);
   visit(writer);
-  add(name, object_schema(std::move(properties)), help);
+  Json& schema = properties_[std::string(name)] = object_schema(std::move(properties));
+  schema["description"] = help;
 }
 
 Json string_list_schema() {
@@ -266,37 +299,9 @@ Json object_schema(Json properties) {
 
 // ---- TableWriter
 
-void TableWriter::add(std::string_view name, std::string values, std::string preset, std::string_view help) {
-  rows_.push_back({prefix_ + std::string(name), std::move(values), std::move(preset), std::string(help)});
-}
-
-void TableWriter::field(std::string_view name, bool& value, std::string_view help) {
-  add(name, "true, false", value ? "true" : "false", help);
-}
-
-void TableWriter::field(std::string_view name, int64_t& value, Range range, std::string_view help) {
-  add(name, "integer" + range_text(range), std::to_string(value), help);
-}
-
-void TableWriter::field(std::string_view name, double& value, Range range, std::string_view help) {
-  add(name, "number" + range_text(range), fmt::format("{}", value), help);
-}
-
-void TableWriter::field(std::string_view name, std::string& value, std::string_view help) {
-  add(name, "string", value, help);
-}
-
-void TableWriter::field(std::string_view name, std::vector<std::string>& value, std::string_view help) {
-  add(name, "list of strings", fmt::format("{}", fmt::join(value, ", ")), help);
-}
-
-void TableWriter::bytes(std::string_view name, int64_t& value, std::string_view help) {
-  add(name, "size", format_bytes(value), help);
-}
-
-void TableWriter::choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
-                         std::string_view help) {
-  add(name, fmt::format("{}", fmt::join(names, ", ")), std::string(names.at(value)), help);
+void TableWriter::add(const FieldFacts& field) {
+  rows_.push_back(
+      {prefix_ + std::string(field.name), values_of(field), preset_of(field), std::string(field.help)});
 }
 
 void TableWriter::object(std::string_view name, std::string_view,

@@ -48,47 +48,60 @@ class JsonReader final : public FieldVisitor {
   std::vector<std::string> known_;
 };
 
+/// What there is to know of a field for a visitor that changes nothing.
+struct FieldFacts {
+  enum class Type { kBoolean, kInteger, kNumber, kText, kTexts, kBytes, kChoice };
+
+  std::string_view name;
+  Type type = Type::kBoolean;
+  Json value;  ///< as a job writes it
+  std::string_view help;
+  Range range;                            ///< of an integer or a number
+  std::vector<std::string_view> choices;  ///< of a choice
+};
+
+/// A visitor that looks at the fields and changes none: `add` sees them all.
+class FieldLister : public FieldVisitor {
+ public:
+  using FieldVisitor::field;
+  void field(std::string_view name, bool& value, std::string_view help) final;
+  void field(std::string_view name, int64_t& value, Range range, std::string_view help) final;
+  void field(std::string_view name, double& value, Range range, std::string_view help) final;
+  void field(std::string_view name, std::string& value, std::string_view help) final;
+  void field(std::string_view name, std::vector<std::string>& value, std::string_view help) final;
+  void bytes(std::string_view name, int64_t& value, std::string_view help) final;
+  void choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
+              std::string_view help) final;
+
+ private:
+  virtual void add(const FieldFacts& field) = 0;
+};
+
 /// Writes every field into a JSON object, the defaults included.
-class JsonWriter final : public FieldVisitor {
+class JsonWriter final : public FieldLister {
  public:
   explicit JsonWriter(Json& object) : object_(object) {}
 
-  using FieldVisitor::field;
-  void field(std::string_view name, bool& value, std::string_view help) override;
-  void field(std::string_view name, int64_t& value, Range range, std::string_view help) override;
-  void field(std::string_view name, double& value, Range range, std::string_view help) override;
-  void field(std::string_view name, std::string& value, std::string_view help) override;
-  void field(std::string_view name, std::vector<std::string>& value, std::string_view help) override;
-  void bytes(std::string_view name, int64_t& value, std::string_view help) override;
-  void choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
-              std::string_view help) override;
   void object(std::string_view name, std::string_view help,
               const std::function<void(FieldVisitor&)>& visit) override;
 
  private:
+  void add(const FieldFacts& field) override;
+
   Json& object_;
 };
 
 /// Writes the `properties` of a JSON Schema (draft 7): type, range, choices, description, and the current
 /// value of the field as its default.
-class SchemaWriter final : public FieldVisitor {
+class SchemaWriter final : public FieldLister {
  public:
   explicit SchemaWriter(Json& properties) : properties_(properties) {}
 
-  using FieldVisitor::field;
-  void field(std::string_view name, bool& value, std::string_view help) override;
-  void field(std::string_view name, int64_t& value, Range range, std::string_view help) override;
-  void field(std::string_view name, double& value, Range range, std::string_view help) override;
-  void field(std::string_view name, std::string& value, std::string_view help) override;
-  void field(std::string_view name, std::vector<std::string>& value, std::string_view help) override;
-  void bytes(std::string_view name, int64_t& value, std::string_view help) override;
-  void choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
-              std::string_view help) override;
   void object(std::string_view name, std::string_view help,
               const std::function<void(FieldVisitor&)>& visit) override;
 
  private:
-  Json& add(std::string_view name, Json type, std::string_view help);
+  void add(const FieldFacts& field) override;
 
   Json& properties_;
 };
@@ -101,17 +114,8 @@ Json object_schema(Json properties);
 
 /// Collects one row per field for the tables of `--help` and the docs; fields of nested objects are named
 /// "object.field".
-class TableWriter final : public FieldVisitor {
+class TableWriter final : public FieldLister {
  public:
-  using FieldVisitor::field;
-  void field(std::string_view name, bool& value, std::string_view help) override;
-  void field(std::string_view name, int64_t& value, Range range, std::string_view help) override;
-  void field(std::string_view name, double& value, Range range, std::string_view help) override;
-  void field(std::string_view name, std::string& value, std::string_view help) override;
-  void field(std::string_view name, std::vector<std::string>& value, std::string_view help) override;
-  void bytes(std::string_view name, int64_t& value, std::string_view help) override;
-  void choice(std::string_view name, size_t& value, const std::vector<std::string_view>& names,
-              std::string_view help) override;
   void object(std::string_view name, std::string_view help,
               const std::function<void(FieldVisitor&)>& visit) override;
 
@@ -122,7 +126,7 @@ class TableWriter final : public FieldVisitor {
   struct Row {
     std::string key, values, preset, help;
   };
-  void add(std::string_view name, std::string values, std::string preset, std::string_view help);
+  void add(const FieldFacts& field) override;
 
   std::string prefix_;
   std::vector<Row> rows_;
