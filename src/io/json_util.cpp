@@ -373,6 +373,13 @@ std::vector<int64_t> BasicJsonView<J>::integers(int64_t min, int64_t max) const 
 }
 
 template <class J>
+std::vector<double> BasicJsonView<J>::numbers() const {
+  std::vector<double> out;
+  for (const auto& element : elements()) out.push_back(element.number());
+  return out;
+}
+
+template <class J>
 std::vector<std::string> BasicJsonView<J>::texts() const {
   std::vector<std::string> out;
   for (const auto& element : elements()) out.push_back(element.text());

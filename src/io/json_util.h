@@ -76,6 +76,7 @@ class BasicJsonView {
   /// A whole number written without fraction or exponent, in [min, max].
   int64_t integer(int64_t min = INT64_MIN, int64_t max = INT64_MAX) const;
   std::vector<int64_t> integers(int64_t min = INT64_MIN, int64_t max = INT64_MAX) const;
+  std::vector<double> numbers() const;
   std::vector<std::string> texts() const;
 
   /// `find(key)` and its getter, or `fallback` when the member is absent or null.

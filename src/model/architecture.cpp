@@ -29,16 +29,14 @@ std::vector<std::string> known_families() {
 }
 
 Architecture read_architecture(std::string_view config_json, const std::string& where) {
-  const nlohmann::ordered_json json =
-      io::parse_ordered_json(config_json, where, {.error = ErrorKind::kConfig});
-  if (!json.is_object()) throw ConfigError(where, "the file must hold a JSON object; it holds another value");
-  const ConfigView config(json, where);
+  const io::OrderedJson json = io::parse_ordered_json(config_json, where, {.error = ErrorKind::kConfig});
+  const ConfigView config(io::OrderedJsonView(json, where, ErrorKind::kConfig));
   const std::string type = config.string("model_type").value_or("");
   for (const Family& family : kFamilies) {
     if (type == family.model_type) return family.read(config);
   }
-  throw Unsupported(where + ", model_type", fmt::format("the model family must be one of {}; it is '{}'",
-                                                        fmt::join(known_families(), ", "), type));
+  throw Unsupported(config.place("model_type"), fmt::format("the model family must be one of {}; it is '{}'",
+                                                            fmt::join(known_families(), ", "), type));
 }
 
 std::vector<OperatorInfo> Architecture::operators(int64_t block) const {

@@ -1,23 +1,25 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "io/json_util.h"
+
 namespace lcomp::model {
 
-/// config.json with typed access; a field of the wrong type or out of range is a ConfigError naming file and
-/// field. `null` counts as absent, as it does for transformers.
+/// config.json field by field: what the getters of a JSON view are for one value, these are for a field that
+/// may be absent. `null` counts as absent, as it does for transformers. A field of the wrong type or out of
+/// range is a ConfigError with its JSON pointer.
 class ConfigView {
  public:
-  ConfigView(const nlohmann::ordered_json& object, std::string where)
-      : object_(&object), where_(std::move(where)) {}
+  explicit ConfigView(io::OrderedJsonView object) : object_(std::move(object)) {}
 
-  bool has(const std::string& field) const;
+  bool has(const std::string& field) const { return object_.find(field).has_value(); }
   /// Present, be it as null.
-  bool mentions(const std::string& field) const { return object_->contains(field); }
+  bool mentions(const std::string& field) const { return object_.value().contains(field); }
+  /// Some writers store integers as 500000.0, which counts as one.
   std::optional<int64_t> integer(const std::string& field) const;
   std::optional<double> number(const std::string& field) const;
   std::optional<bool> boolean(const std::string& field) const;
@@ -31,16 +33,14 @@ class ConfigView {
   /// The same with a default.
   int64_t positive_or(const std::string& field, int64_t fallback) const;
 
-  /// Throws the ConfigError "[file, field] `must`; `came`".
+  /// Throws the ConfigError "[file: /field] `must`; `came`".
   [[noreturn]] void reject(const std::string& field, const std::string& must) const;
 
-  const std::string& where() const { return where_; }
+  /// "file: /field", as in the errors.
+  std::string place(const std::string& field) const;
 
  private:
-  const nlohmann::ordered_json* find(const std::string& field) const;
-
-  const nlohmann::ordered_json* object_;
-  std::string where_;
+  io::OrderedJsonView object_;
 };
 
 }  // namespace lcomp::model

@@ -194,7 +194,7 @@ TEST_CASE("an unknown family is named together with the known ones", "[pipeline]
   const auto failure = failure_of(input.job);
   REQUIRE(failure.kind == ErrorKind::kUnsupported);
   REQUIRE_THAT(failure.text,
-               Catch::Contains("config.json, model_type] the model family must be one of llama, "
+               Catch::Contains("config.json: /model_type] the model family must be one of llama, "
                                "mistral, qwen2, qwen3") &&
                    Catch::EndsWith("; it is 'mamba'"));
   REQUIRE(input.made_nothing());

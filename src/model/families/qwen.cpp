@@ -6,7 +6,7 @@ std::vector<int64_t> read_qwen_windows(const ConfigView& config, int64_t layers)
   std::vector<int64_t> windows(static_cast<size_t>(layers), 0);
   const auto types = config.strings("layer_types");
   if (types && static_cast<int64_t>(types->size()) != layers) {
-    config.reject("layer_types", fmt::format("the list must have num_hidden_layers = {} entries", layers));
+    config.reject("layer_types", fmt::format("must have num_hidden_layers = {} entries", layers));
   }
   const bool use_window = config.boolean("use_sliding_window").value_or(false);
   const int64_t window = config.positive_or("sliding_window", 4096);
@@ -15,7 +15,7 @@ std::vector<int64_t> read_qwen_windows(const ConfigView& config, int64_t layers)
     const bool slides =
         types ? (*types)[i] == "sliding_attention" : use_window && static_cast<int64_t>(i) >= first;
     if (types && !slides && (*types)[i] != "full_attention") {
-      config.reject("layer_types", "every entry must be full_attention or sliding_attention");
+      config.reject("layer_types", "must list only full_attention or sliding_attention");
     }
     if (slides) windows[i] = window;
   }

@@ -15,9 +15,8 @@ RopeSpec::Type read_type(const ConfigView& rope) {
   if (name == "yarn") return RopeSpec::Type::kYarn;
   if (name == "longrope" || name == "su") return RopeSpec::Type::kLongrope;
   throw Unsupported(
-      rope.where() + ", rope_type",
-      fmt::format("the type must be one of default, linear, dynamic, llama3, yarn, longrope; it is '{}'",
-                  name));
+      rope.place("rope_type"),
+      fmt::format("must be one of default, linear, dynamic, llama3, yarn, longrope; it is '{}'", name));
 }
 
 /// YaRN's 0.1 m ln(f) + 1 (Peng et al. 2023, section 3.4).
@@ -38,7 +37,7 @@ std::vector<double> read_factors(const ConfigView& rope, const char* field, int6
   const auto factors = rope.numbers(field);
   const bool fits = factors && static_cast<int64_t>(factors->size()) == dims / 2 &&
                     std::all_of(factors->begin(), factors->end(), [](double f) { return f > 0; });
-  if (!fits) rope.reject(field, fmt::format("the field must be a list of {} positive numbers", dims / 2));
+  if (!fits) rope.reject(field, fmt::format("must be a list of {} positive numbers", dims / 2));
   return *factors;
 }
 
@@ -59,20 +58,19 @@ void read_scaling(const ConfigView& rope, double max_positions, RopeSpec& spec) 
   spec.original_max_positions =
       rope.number("original_max_position_embeddings").value_or(spec.original_max_positions);
   if (!(spec.original_max_positions >= 1.0)) {
-    rope.reject("original_max_position_embeddings", "the field must be at least 1");
+    rope.reject("original_max_position_embeddings", "must be at least 1");
   }
   if (spec.type == RopeSpec::Type::kLongrope) {
     read_longrope(rope, max_positions, spec);
     return;
   }
   spec.factor = rope.number("factor").value_or(0.0);
-  if (!(spec.factor >= 1.0)) rope.reject("factor", "the field must be a number of at least 1");
+  if (!(spec.factor >= 1.0)) rope.reject("factor", "must be a number of at least 1");
   if (spec.type == RopeSpec::Type::kLlama3) {
     spec.low_freq_factor = rope.number("low_freq_factor").value_or(1.0);
     spec.high_freq_factor = rope.number("high_freq_factor").value_or(4.0);
     if (!(spec.high_freq_factor > spec.low_freq_factor)) {
-      rope.reject("high_freq_factor",
-                  fmt::format("the field must exceed low_freq_factor = {}", spec.low_freq_factor));
+      rope.reject("high_freq_factor", fmt::format("must exceed low_freq_factor = {}", spec.low_freq_factor));
     }
   }
   if (spec.type == RopeSpec::Type::kYarn) {
@@ -131,11 +129,10 @@ RopeSpec read_rope(const ConfigView& config, int64_t head_dim, int64_t max_posit
   if (!rope) rope = config.object("rope_scaling");
   spec.theta = (rope ? rope->number("rope_theta") : std::nullopt)
                    .value_or(config.number("rope_theta").value_or(10000.0));
-  if (!(spec.theta > 1.0)) config.reject("rope_theta", "the field must be a number above 1");
+  if (!(spec.theta > 1.0)) config.reject("rope_theta", "must be a number above 1");
   const double partial = (rope ? rope->number("partial_rotary_factor") : std::nullopt)
                              .value_or(config.number("partial_rotary_factor").value_or(1.0));
-  if (!(partial > 0.0 && partial <= 1.0))
-    config.reject("partial_rotary_factor", "the field must lie in (0, 1]");
+  if (!(partial > 0.0 && partial <= 1.0)) config.reject("partial_rotary_factor", "must lie in (0, 1]");
   spec.dims = static_cast<int64_t>(static_cast<double>(head_dim) * partial);
   if (spec.dims < 2 || spec.dims % 2 != 0) {
     config.reject(

@@ -8,10 +8,8 @@ Activation read_activation(const ConfigView& config) {
   const std::string name = config.string("hidden_act").value_or("silu");
   if (name == "silu" || name == "swish") return Activation::kSilu;
   if (name == "gelu_pytorch_tanh" || name == "gelu_new") return Activation::kGeluTanh;
-  throw Unsupported(
-      config.where() + ", hidden_act",
-      fmt::format("the activation must be one of silu, swish, gelu_pytorch_tanh, gelu_new; it is '{}'",
-                  name));
+  throw Unsupported(config.place("hidden_act"),
+                    fmt::format("must be one of silu, swish, gelu_pytorch_tanh, gelu_new; it is '{}'", name));
 }
 
 }  // namespace
@@ -27,8 +25,7 @@ Architecture read_skeleton(const ConfigView& config, const std::string& family) 
   a.vocab_size = config.positive("vocab_size");
   a.max_positions = config.positive_or("max_position_embeddings", 2048);
   if (a.heads % a.kv_heads != 0) {
-    config.reject("num_key_value_heads",
-                  fmt::format("the field must divide num_attention_heads = {}", a.heads));
+    config.reject("num_key_value_heads", fmt::format("must divide num_attention_heads = {}", a.heads));
   }
   if (config.has("head_dim")) {
     a.head_dim = config.positive("head_dim");
@@ -37,11 +34,10 @@ Architecture read_skeleton(const ConfigView& config, const std::string& family) 
   } else {
     config.reject(
         "hidden_size",
-        fmt::format("the field must be a multiple of num_attention_heads = {} when head_dim is absent",
-                    a.heads));
+        fmt::format("must be a multiple of num_attention_heads = {} when head_dim is absent", a.heads));
   }
   a.norm_eps = config.number("rms_norm_eps").value_or(1e-6);
-  if (!(a.norm_eps > 0)) config.reject("rms_norm_eps", "the field must be positive");
+  if (!(a.norm_eps > 0)) config.reject("rms_norm_eps", "must be positive");
   a.activation = read_activation(config);
   a.tied_embeddings = config.boolean("tie_word_embeddings").value_or(false);
   a.rope = read_rope(config, a.head_dim, a.max_positions);
