@@ -6,6 +6,7 @@
 
 #include "lcomp/core/rng.h"
 #include "lcomp/linalg/gemm.h"
+#include "linalg/value_range.h"
 
 namespace lcomp::calib {
 
@@ -14,7 +15,8 @@ InputStats divided(const InputStats& stats, const at::Tensor& scale) {
   const auto times = [](const at::Tensor& values, const at::Tensor& factor) {
     return values.defined() ? (values * factor).to(values.scalar_type()) : values;
   };
-  InputStats out = stats;
+  InputStats out;
+  out.tokens = stats.tokens;
   out.abs_mean = times(stats.abs_mean, inverse);
   out.abs_max = times(stats.abs_max, inverse);
   out.samples = times(stats.samples, inverse);
@@ -50,6 +52,8 @@ StatsAccumulator::StatsAccumulator(int64_t features, const Needs& needs, int64_t
     chosen_ = choose_tokens(needs.sampled_tokens, total_tokens);
     stats_.samples = at::zeros({static_cast<int64_t>(chosen_.size()), features}, at::kFloat);
   }
+  if (needs.value_counts) stats_.value_counts = at::zeros({int64_t{1} << 16}, at::kLong);
+  if (needs.outlier_threshold > 0) stats_.outlier_tokens = at::zeros({features}, at::kLong);
 }
 
 void StatsAccumulator::add(ThreadPool* pool, const float* x, int64_t tokens) {
@@ -57,15 +61,22 @@ void StatsAccumulator::add(ThreadPool* pool, const float* x, int64_t tokens) {
   stats_.tokens += tokens;
   if (needs_.second_moment)
     linalg::syrk_upper(pool, x, tokens, features_, stats_.second_moment.data_ptr<float>());
+  if (needs_.abs_mean || needs_.abs_max || needs_.outlier_threshold > 0) add_magnitudes(x, tokens);
+  if (needs_.token_range || needs_.value_counts) add_ranges(x, tokens);
+}
+
+void StatsAccumulator::add_magnitudes(const float* x, int64_t tokens) {
   double* sum = needs_.abs_mean ? abs_sum_.data_ptr<double>() : nullptr;
   float* max = needs_.abs_max ? stats_.abs_max.data_ptr<float>() : nullptr;
-  if (sum == nullptr && max == nullptr) return;
+  int64_t* outliers = needs_.outlier_threshold > 0 ? stats_.outlier_tokens.data_ptr<int64_t>() : nullptr;
+  const auto threshold = static_cast<float>(needs_.outlier_threshold);
   for (int64_t t = 0; t < tokens; ++t) {
     const float* row = x + t * features_;
     for (int64_t j = 0; j < features_; ++j) {
       const float magnitude = std::abs(row[j]);
       if (sum != nullptr) sum[j] += magnitude;
       if (max != nullptr) max[j] = std::max(max[j], magnitude);
+      if (outliers != nullptr) outliers[j] += magnitude >= threshold ? 1 : 0;
     }
   }
 }
@@ -78,10 +89,29 @@ void StatsAccumulator::keep_samples(const float* x, int64_t first, int64_t token
   }
 }
 
+void StatsAccumulator::add_ranges(const float* x, int64_t tokens) {
+  if (needs_.token_range) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      linalg::value_range(x + t * features_, features_, &lowest_.emplace_back(), &highest_.emplace_back());
+    }
+  }
+  if (!needs_.value_counts) return;
+  int64_t* counts = stats_.value_counts.data_ptr<int64_t>();
+  for (int64_t i = 0; i < tokens * features_; ++i) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, x + i, sizeof bits);
+    ++counts[bits >> 16U];
+  }
+}
+
 InputStats StatsAccumulator::finish() {
   if (needs_.second_moment) linalg::mirror_upper(stats_.second_moment);
   if (needs_.abs_mean) {
     stats_.abs_mean = (abs_sum_ / static_cast<double>(std::max<int64_t>(1, stats_.tokens))).to(at::kFloat);
+  }
+  if (needs_.token_range) {
+    stats_.token_lowest = at::tensor(lowest_, at::kFloat);
+    stats_.token_highest = at::tensor(highest_, at::kFloat);
   }
   return std::move(stats_);
 }

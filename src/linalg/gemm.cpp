@@ -4,50 +4,34 @@
 #include <omp.h>
 
 #include <cstdlib>
-#include <dnnl.hpp>
 #include <mutex>
 
 #include "core/stopwatch.h"
 #include "lcomp/core/error.h"
 #include "linalg/bf16.h"
+#include "linalg/onednn.h"
 
 namespace lcomp::linalg {
 namespace {
 
 using dnnl::memory;
 
-const dnnl::engine& cpu_engine() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
-dnnl::stream& thread_stream() {
-  thread_local dnnl::stream stream(cpu_engine());
-  return stream;
-}
-
 memory::data_type dnnl_type(Precision precision) {
   return precision == Precision::kBf16 ? memory::data_type::bf16 : memory::data_type::f32;
-}
-
-memory::desc plain(int64_t rows, int64_t cols, memory::data_type type) {
-  return memory::desc({rows, cols}, type, memory::format_tag::ab);
 }
 
 dnnl::matmul::primitive_desc describe_product(int64_t rows, Precision precision, const memory::desc& weights,
                                               bool accumulate) {
   const int64_t in = weights.dims()[0];
   const int64_t out = weights.dims()[1];
-  dnnl::primitive_attr attributes;
-  // The library's own scratchpad belongs to the thread that made the primitive; ours run on any thread.
-  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::primitive_attr attributes = caller_scratchpad();
   if (accumulate) {
     dnnl::post_ops sum;
     sum.append_sum(1.0F);
     attributes.set_post_ops(sum);
   }
-  const dnnl::matmul::desc product(plain(rows, in, dnnl_type(precision)), weights,
-                                   plain(rows, out, memory::data_type::f32));
+  const dnnl::matmul::desc product(row_major(rows, in, dnnl_type(precision)), weights,
+                                   row_major(rows, out, memory::data_type::f32));
   return dnnl::matmul::primitive_desc(product, attributes, cpu_engine());
 }
 
@@ -187,9 +171,10 @@ void PackedMatrix::multiply(const float* x, int64_t rows, float* y, bool accumul
     const Product product = impl_->product_for(count, accumulate);
     const auto pad_floats = static_cast<int64_t>(product.scratchpad.get_size() / sizeof(float)) + 1;
     const memory pad(product.scratchpad, cpu_engine(), scratch.floats(kScratchpad, pad_floats));
-    const memory src(plain(count, impl_->in, dnnl_type(impl_->precision)), cpu_engine(),
+    const memory src(row_major(count, impl_->in, dnnl_type(impl_->precision)), cpu_engine(),
                      const_cast<void*>(source));
-    const memory dst(plain(count, impl_->out, memory::data_type::f32), cpu_engine(), y + begin * impl_->out);
+    const memory dst(row_major(count, impl_->out, memory::data_type::f32), cpu_engine(),
+                     y + begin * impl_->out);
     product.primitive.execute(thread_stream(), {{DNNL_ARG_SRC, src},
                                                 {DNNL_ARG_WEIGHTS, impl_->weights},
                                                 {DNNL_ARG_DST, dst},

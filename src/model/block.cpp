@@ -33,7 +33,15 @@ struct Block::Kernels {
   explicit Kernels(const RopeSpec& rope) : rotary(rope) {}
 
   std::vector<std::unique_ptr<linalg::PackedMatrix>> packed;  // per group
+  /// Per group whose weights do not all multiply by the plain input: one by one, null where `Weight::apply`
+  /// does it.
+  std::vector<std::vector<std::unique_ptr<linalg::PackedMatrix>>> apart;
   RotaryTables rotary;
+
+  void release(size_t group) {
+    packed.at(group).reset();
+    apart.at(group).clear();
+  }
 };
 
 Block::Block(const Architecture& architecture, int64_t index, std::vector<LinearOp> ops,
@@ -48,6 +56,7 @@ Block::Block(const Architecture& architecture, int64_t index, std::vector<Linear
       input_scales_(groups_.size()),
       kernels_(std::make_unique<Kernels>(architecture.rope)) {
   kernels_->packed.resize(groups_.size());
+  kernels_->apart.resize(groups_.size());
 }
 
 Block::~Block() = default;
@@ -65,7 +74,7 @@ void Block::replace(size_t op, WeightPtr weight) {
   replaced_[op] = true;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const auto& members = groups_[g].operators;
-    if (std::find(members.begin(), members.end(), op) != members.end()) kernels_->packed[g].reset();
+    if (std::find(members.begin(), members.end(), op) != members.end()) kernels_->release(g);
   }
 }
 
@@ -105,18 +114,28 @@ void Block::multiply_input_scale(size_t group, const at::Tensor& scale) {
 }
 
 void Block::prepare(size_t group, linalg::Precision precision) {
-  if (kernels_->packed.at(group)) return;
+  if (kernels_->packed.at(group) || !kernels_->apart[group].empty()) return;
+  const auto& members = groups_[group].operators;
+  const auto rounds = [&](size_t op) { return ops_[op].weight->quantizes_input(); };
+  if (std::any_of(members.begin(), members.end(), rounds)) {
+    for (const size_t op : members) {
+      auto& one = kernels_->apart[group].emplace_back();
+      if (!rounds(op))
+        one = std::make_unique<linalg::PackedMatrix>(std::vector{ops_[op].weight->dense()}, precision);
+    }
+    return;
+  }
   std::vector<at::Tensor> weights;
-  for (const size_t op : groups_[group].operators) weights.push_back(ops_[op].weight->dense());
+  for (const size_t op : members) weights.push_back(ops_[op].weight->dense());
   kernels_->packed[group] = std::make_unique<linalg::PackedMatrix>(weights, precision);
 }
 
 void Block::release(size_t group) {
-  kernels_->packed.at(group).reset();
+  kernels_->release(group);
 }
 
 void Block::release() {
-  for (auto& packed : kernels_->packed) packed.reset();
+  for (size_t g = 0; g < groups_.size(); ++g) kernels_->release(g);
 }
 
 const float* Block::norm_weight(const char* suffix) const {
@@ -168,6 +187,29 @@ void Block::forward(SampleState& state, linalg::Scratch& scratch, const Tap& tap
   finish(state, scratch);
 }
 
+/// y `[tokens, outputs of all operators]` = x W^T for a group that is not packed as one. On all tokens of a
+/// sample at once, because the range of a rounded input may be that of all of them.
+void Block::multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::Scratch& scratch) const {
+  const auto& members = groups_[group].operators;
+  const int64_t tokens = x.size(0);
+  int64_t width = 0;
+  for (const size_t op : members) width += ops_[op].info.out_features;
+  for (size_t i = 0; i < members.size(); ++i) {
+    const LinearOp& op = ops_[members[i]];
+    const int64_t out = op.info.out_features;
+    const linalg::PackedMatrix* packed = kernels_->apart[group][i].get();
+    at::Tensor part;
+    if (packed != nullptr) {
+      part = at::empty({tokens, out}, at::kFloat);
+      packed->multiply(x.data_ptr<float>(), tokens, part.data_ptr<float>(), false, scratch);
+    } else {
+      part = op.weight->apply(x);
+    }
+    for (int64_t t = 0; t < tokens; ++t) std::copy_n(part.data_ptr<float>() + t * out, out, y + t * width);
+    y += out;
+  }
+}
+
 /// hidden -> q, k, v -> rotated heads -> attention context in `work`.
 void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) const {
   const Architecture& a = *architecture_;
@@ -178,11 +220,16 @@ void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) con
   float* qkv = scratch.floats(kProjected, tokens * width);
   float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
   const float* norm = norm_weight("input_layernorm.weight");
-  for (int64_t begin = 0; begin < tokens; begin += kChunk) {
+  const linalg::PackedMatrix* packed = kernels_->packed[kAttentionInput].get();
+  if (packed == nullptr) {
+    float* whole = scratch.floats(kWholeInput, state.hidden.numel());
+    multiply_apart(kAttentionInput, normalized(state.hidden, "input_layernorm.weight", whole), qkv, scratch);
+  }
+  for (int64_t begin = 0; packed != nullptr && begin < tokens; begin += kChunk) {
     const int64_t rows = std::min(kChunk, tokens - begin);
     kernels::rms_norm(state.hidden.data_ptr<float>() + begin * a.hidden_size, norm, a.norm_eps, rows,
                       a.hidden_size, input);
-    kernels_->packed[kAttentionInput]->multiply(input, rows, qkv + begin * width, false, scratch);
+    packed->multiply(input, rows, qkv + begin * width, false, scratch);
   }
 
   const float scale = 1.0F / std::sqrt(static_cast<float>(a.head_dim));
@@ -225,8 +272,13 @@ void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) con
 void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& scratch) const {
   const int64_t tokens = state.hidden.size(0);
   float* hidden = state.hidden.data_ptr<float>();
-  kernels_->packed[group]->multiply(state.work.data_ptr<float>(), tokens, hidden, true, scratch);
   const LinearOp& op = ops_[groups_[group].operators[0]];
+  if (const linalg::PackedMatrix* packed = kernels_->packed[group].get()) {
+    packed->multiply(state.work.data_ptr<float>(), tokens, hidden, true, scratch);
+  } else {
+    const at::Tensor y = op.weight->apply(state.work);
+    kernels::add(y.data_ptr<float>(), y.numel(), hidden);
+  }
   if (op.bias.defined()) kernels::add_bias(op.bias.data_ptr<float>(), tokens, op.info.out_features, hidden);
 }
 
@@ -237,13 +289,23 @@ void Block::gate_and_up(SampleState& state, linalg::Scratch& scratch) const {
   const int64_t inner = a.intermediate_size;
   float* work = work_buffer(state, tokens, inner);
   float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
-  float* both = scratch.floats(kProjected, kChunk * 2 * inner);
+  const linalg::PackedMatrix* packed = kernels_->packed[kMlpInput].get();
+  float* both = scratch.floats(kProjected, (packed == nullptr ? tokens : kChunk) * 2 * inner);
+  if (packed == nullptr) {
+    float* whole = scratch.floats(kWholeInput, state.hidden.numel());
+    multiply_apart(kMlpInput, normalized(state.hidden, "post_attention_layernorm.weight", whole), both,
+                   scratch);
+  }
   const float* norm = norm_weight("post_attention_layernorm.weight");
   for (int64_t begin = 0; begin < tokens; begin += kChunk) {
     const int64_t rows = std::min(kChunk, tokens - begin);
     const float* hidden = state.hidden.data_ptr<float>() + begin * a.hidden_size;
-    kernels::rms_norm(hidden, norm, a.norm_eps, rows, a.hidden_size, input);
-    kernels_->packed[kMlpInput]->multiply(input, rows, both, false, scratch);
+    if (packed != nullptr) {
+      kernels::rms_norm(hidden, norm, a.norm_eps, rows, a.hidden_size, input);
+      packed->multiply(input, rows, both, false, scratch);
+    } else if (begin > 0) {
+      both += kChunk * 2 * inner;
+    }
     if (a.mlp_bias) {
       for (int64_t r = 0; r < rows; ++r) {
         kernels::add(ops_[groups_[kMlpInput].operators[0]].bias.data_ptr<float>(), inner,

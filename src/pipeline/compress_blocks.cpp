@@ -199,8 +199,9 @@ bool Run::is_staged(size_t p) const {
 /// the same ones.
 void Run::observe(size_t p, const model::Block& block, Observed& observed) {
   observed.needs = passes_[p].pass->needs();
-  for (size_t next = p; passes_[next].pass->keeps_function() && next + 1 < passes_.size() &&
-                        !passes_[next + 1].pass->sequential();
+  for (size_t next = p;
+       passes_[next].pass->keeps_function() && next + 1 < passes_.size() &&
+       !passes_[next + 1].pass->sequential() && passes_[next + 1].pass->needs().follow_scales();
        ++next) {
     observed.needs = observed.needs | passes_[next + 1].pass->needs();
   }
@@ -217,11 +218,20 @@ calib::InputStats Run::current_stats(const model::Block& block, const Observed& 
   return calib::divided(observed.stats[group], then.defined() ? now / then : now);
 }
 
+/// Whether statistics that were taken before do for a pass that needs `needs`.
+bool Run::serves(const Observed& observed, const model::Block& block, const calib::Needs& needs) {
+  if (observed.stats.empty() || !observed.needs.covers(needs)) return false;
+  if (needs.follow_scales()) return true;
+  for (size_t g = 0; g < block.groups().size(); ++g) {
+    if (!block.input_scale(g).is_same(observed.scales[g])) return false;
+  }
+  return true;
+}
+
 void Run::run_pass(size_t p, model::Block& block, Observed& observed, BlockRow& row, PassContext& context) {
   const Pass& pass = *passes_[p].pass;
   for (size_t g = 0; g < block.groups().size(); ++g) {
-    const bool stale =
-        g == 0 ? observed.stats.empty() || !observed.needs.covers(pass.needs()) : pass.sequential();
+    const bool stale = g == 0 ? !serves(observed, block, pass.needs()) : pass.sequential();
     if (pass.needs().any() && stale) {
       const PhaseClock::Scope scope(clock_, "calibrate", &row.calibrate_seconds);
       prepare_all(block, plan_.compute);

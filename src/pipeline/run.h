@@ -87,6 +87,7 @@ class Run {
   BlockRecord compress_block(int64_t index);
   bool is_staged(size_t pass) const;
   void observe(size_t pass, const model::Block& block, Observed& observed);
+  static bool serves(const Observed& observed, const model::Block& block, const calib::Needs& needs);
   static calib::InputStats current_stats(const model::Block& block, const Observed& observed, size_t group);
   void run_pass(size_t pass, model::Block& block, Observed& observed, BlockRow& row, PassContext& context);
   void round_dense(model::Block& block, size_t pass);

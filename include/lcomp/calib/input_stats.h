@@ -12,37 +12,53 @@ namespace lcomp::calib {
 
 /// What a pass wants to know about the inputs of an operator.
 struct Needs {
-  bool second_moment = false;  ///< sum over tokens of x x^T
-  bool abs_mean = false;       ///< mean over tokens of |x_j|
-  bool abs_max = false;        ///< max over tokens of |x_j|
+  bool second_moment = false;    ///< sum over tokens of x x^T
+  bool abs_mean = false;         ///< mean over tokens of |x_j|
+  bool abs_max = false;          ///< max over tokens of |x_j|
+  bool token_range = false;      ///< least and largest x_j of every token
+  bool value_counts = false;     ///< how often each value occurs, by its upper 16 bits
+  double outlier_threshold = 0;  ///< above 0: number of tokens with |x_j| of at least this, per j
 
   int64_t sampled_tokens = 0;  ///< inputs of that many tokens, kept as they are
 
-  bool any() const { return second_moment || abs_mean || abs_max || sampled_tokens > 0; }
+  bool any() const { return second_moment || abs_mean || abs_max || sampled_tokens > 0 || !follow_scales(); }
+  /// Whether the statistics of scaled inputs follow from those of the inputs by algebra (see `divided`).
+  bool follow_scales() const { return !token_range && !value_counts && outlier_threshold == 0; }
   /// Whether statistics taken for these needs serve `other` as well.
   bool covers(const Needs& other) const {
     return (second_moment || !other.second_moment) && (abs_mean || !other.abs_mean) &&
-           (abs_max || !other.abs_max) && sampled_tokens >= other.sampled_tokens;
+           (abs_max || !other.abs_max) && (token_range || !other.token_range) &&
+           (value_counts || !other.value_counts) && sampled_tokens >= other.sampled_tokens &&
+           (other.outlier_threshold == 0 || outlier_threshold == other.outlier_threshold);
   }
   Needs operator|(const Needs& other) const {
-    return {second_moment || other.second_moment, abs_mean || other.abs_mean, abs_max || other.abs_max,
-            std::max(sampled_tokens, other.sampled_tokens)};
+    return {.second_moment = second_moment || other.second_moment,
+            .abs_mean = abs_mean || other.abs_mean,
+            .abs_max = abs_max || other.abs_max,
+            .token_range = token_range || other.token_range,
+            .value_counts = value_counts || other.value_counts,
+            .outlier_threshold = std::max(outlier_threshold, other.outlier_threshold),
+            .sampled_tokens = std::max(sampled_tokens, other.sampled_tokens)};
   }
 };
 
 /// Statistics of the inputs that one group of operators reads. Tensors that were not asked for are undefined.
 struct InputStats {
   int64_t tokens = 0;
-  at::Tensor second_moment;  ///< float32 `[in, in]`, symmetric: sum over tokens of x x^T
-  at::Tensor abs_mean;       ///< float32 `[in]`
-  at::Tensor abs_max;        ///< float32 `[in]`
+  at::Tensor second_moment;   ///< float32 `[in, in]`, symmetric: sum over tokens of x x^T
+  at::Tensor abs_mean;        ///< float32 `[in]`
+  at::Tensor abs_max;         ///< float32 `[in]`
+  at::Tensor token_lowest;    ///< float32 `[tokens]`, in the order of the samples
+  at::Tensor token_highest;   ///< float32 `[tokens]`
+  at::Tensor value_counts;    ///< int64 `[65536]`: elements whose float32 has these upper 16 bits
+  at::Tensor outlier_tokens;  ///< int64 `[in]`: tokens with |x_j| >= outlier_threshold
   /// float32 `[sampled_tokens, in]` (all tokens when there are fewer): one token at random out of each of
   /// equal stretches of the tokens in their order, the same ones in every run.
   at::Tensor samples;
 };
 
 /// The statistics of the inputs x / scale, by algebra: H' = S^-1 H S^-1, and the others divided. scale:
-/// `[in]`, positive.
+/// `[in]`, positive. Ranges, distributions and outliers do not follow and are left undefined.
 InputStats divided(const InputStats& stats, const at::Tensor& scale);
 
 /// Gathers InputStats batch by batch. The sums run over the tokens in the order they are given, in float32
@@ -59,6 +75,8 @@ class StatsAccumulator {
 
  private:
   void keep_samples(const float* x, int64_t first, int64_t tokens);
+  void add_magnitudes(const float* x, int64_t tokens);
+  void add_ranges(const float* x, int64_t tokens);
 
   int64_t features_;
   Needs needs_;
@@ -66,6 +84,7 @@ class StatsAccumulator {
   std::vector<int64_t> chosen_;  // positions of the sampled tokens, ascending
   size_t kept_ = 0;
   at::Tensor abs_sum_;  // float64
+  std::vector<float> lowest_, highest_;
 };
 
 }  // namespace lcomp::calib

@@ -63,8 +63,8 @@ class PackedMatrix {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Slots of a Scratch below this number belong to this header; callers use the others.
-constexpr size_t kFirstFreeSlot = 2;
+/// Slots of a Scratch below this number belong to this folder's products; callers use the others.
+constexpr size_t kFirstFreeSlot = 3;
 
 /// Adds x^T x to the upper triangle of `gram`, in float32 (symmetric rank-k update: half the work of a
 /// product). x is `[rows, n]` contiguous, gram `[n, n]`. Tiles of the triangle are shared out over the pool;

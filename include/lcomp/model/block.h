@@ -71,6 +71,8 @@ class Block {
   void multiply_input_scale(size_t group, const at::Tensor& scale);
 
   /// Lays out the weights of a group for products. Needed before samples pass it; done again after `replace`.
+  /// A weight that rounds its input (`Weight::quantizes_input`) is run by its own `apply` on whole samples,
+  /// with its own arithmetic whatever `precision` says.
   void prepare(size_t group, linalg::Precision precision);
   /// Frees what `prepare` made for one group, or for all.
   void release(size_t group);
@@ -92,6 +94,7 @@ class Block {
   void project_and_attend(SampleState& state, linalg::Scratch& scratch) const;
   void add_projection(size_t group, SampleState& state, linalg::Scratch& scratch) const;
   void gate_and_up(SampleState& state, linalg::Scratch& scratch) const;
+  void multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::Scratch& scratch) const;
   at::Tensor normalized(const at::Tensor& hidden, const char* norm, float* out) const;
   const float* norm_weight(const char* suffix) const;
 

@@ -101,3 +101,21 @@ TEST_CASE("statistics of divided inputs follow by algebra", "[calib][stats]") {
   REQUIRE_FALSE(needs.covers({.sampled_tokens = 10}));
   REQUIRE_FALSE(calib::Needs{.abs_mean = true}.covers(needs));
 }
+
+TEST_CASE("ranges of tokens, distribution and outliers are those of the values", "[calib][stats]") {
+  const int64_t tokens = 90, features = 35;
+  const at::Tensor x = (test::normal_matrix(tokens, features, "x") * 2).to(at::kFloat).contiguous();
+  StatsAccumulator accumulator(features, {.token_range = true, .value_counts = true, .outlier_threshold = 3});
+  accumulator.add(nullptr, x.data_ptr<float>(), 40);
+  accumulator.add(nullptr, x.data_ptr<float>() + 40 * features, 50);
+  const auto stats = accumulator.finish();
+  REQUIRE(stats.token_lowest.equal(x.amin(1)));
+  REQUIRE(stats.token_highest.equal(x.amax(1)));
+  REQUIRE(stats.outlier_tokens.equal((x.abs() >= 3).sum(0)));
+  REQUIRE(stats.value_counts.sum().item<int64_t>() == tokens * features);
+  // bfloat16 cut off, not rounded: 1 and all up to the next step above it.
+  const at::Tensor near_one = x.ge(1).logical_and(x.lt(1 + 0x1p-7));
+  REQUIRE(stats.value_counts[0x3f80].item<int64_t>() == near_one.sum().item<int64_t>());
+  REQUIRE((calib::Needs{.outlier_threshold = 2} | calib::Needs{.token_range = true}).outlier_threshold == 2);
+  REQUIRE(calib::Needs{.value_counts = true}.any());
+}

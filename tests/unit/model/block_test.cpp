@@ -5,6 +5,8 @@
 #include <catch2/catch.hpp>
 
 #include "lcomp/core/error.h"
+#include "lcomp/quant/quantized_input_weight.h"
+#include "lcomp/quant/rtn.h"
 #include "support/error_text.h"
 #include "support/matrices.h"
 #include "support/tiny_llama.h"
@@ -107,4 +109,79 @@ TEST_CASE("a token's output does not depend on the tokens after it", "[model][bl
   linalg::Scratch scratch;
   block.forward(shorter, scratch);
   REQUIRE(test::relative_difference(shorter.hidden, whole.slice(0, 0, 5)) < 1e-5);
+}
+
+namespace {
+
+/// A matrix that rounds its input to multiples of a step, and counts the calls.
+class RoundingWeight final : public Weight {
+ public:
+  RoundingWeight(at::Tensor weight, double step) : weight_(std::move(weight)), step_(step) {}
+  int64_t out_features() const override { return weight_.size(0); }
+  int64_t in_features() const override { return weight_.size(1); }
+  bool quantizes_input() const override { return true; }
+  at::Tensor dense() const override { return weight_; }
+  at::Tensor apply(const at::Tensor& x) const override {
+    tokens_seen = x.size(0);
+    return at::matmul((x / step_).round() * step_, weight_.t());
+  }
+  int64_t bytes() const override { return 0; }
+  std::string describe() const override { return "rounding"; }
+  void save(TensorSink&, const std::string&) const override {}
+
+  mutable int64_t tokens_seen = 0;
+
+ private:
+  at::Tensor weight_;
+  double step_;
+};
+
+}  // namespace
+
+TEST_CASE("weights that round their input are run by their own product", "[model][block]") {
+  const auto model = test::TinyLlama().model();
+  model::Block block = model.load_block(0);
+  test::prepare_all(block);
+  const at::Tensor before = output_of(block, model);
+  for (size_t op = 0; op < block.ops().size(); ++op) {
+    CAPTURE(block.ops()[op].info.name);
+    const at::Tensor dense = block.ops()[op].weight->dense();
+    // A step of next to nothing changes nothing; the neighbours in its group stay plain products.
+    const auto fine = std::make_shared<RoundingWeight>(dense, 1e-7);
+    block.replace(op, fine);
+    test::prepare_all(block);
+    REQUIRE(test::relative_difference(output_of(block, model), before) < 1e-5);
+    REQUIRE(fine->tokens_seen == static_cast<int64_t>(kIds.size()));  // the whole sample
+    block.replace(op, std::make_shared<RoundingWeight>(dense, 1.0));
+    test::prepare_all(block);
+    REQUIRE(test::relative_difference(output_of(block, model), before) > 1e-4);
+    block.replace(op, std::make_shared<DenseWeight>(dense));
+  }
+  test::prepare_all(block);
+  REQUIRE(output_of(block, model).equal(before));
+}
+
+TEST_CASE("samples of several row chunks pass weights that round their input", "[model][block]") {
+  const auto model = test::TinyLlama().model();
+  std::vector<int64_t> ids;
+  for (int64_t i = 0; i < 300; ++i) ids.push_back(i * 7 % 40);
+  const at::Tensor dense = test::logits_of(model, ids);
+  const auto logits = [&](const quant::QuantScheme& scheme, bool inputs) {
+    return test::logits_of(model, ids, [&](model::Block& block) {
+      for (size_t op = 0; op < block.ops().size(); ++op) {
+        auto weight = quant::rtn(block.ops()[op].weight->dense(), scheme);
+        if (inputs) {
+          block.replace(op, std::make_shared<quant::QuantizedInputWeight>(std::move(weight),
+                                                                          quant::ActivationScheme{}));
+        } else {
+          block.replace(op, std::make_shared<quant::QuantizedWeight>(std::move(weight)));
+        }
+      }
+    });
+  };
+  const quant::QuantScheme scheme{.bits = 8, .granularity = quant::Granularity::kChannel};
+  const double of_weights = test::relative_difference(logits(scheme, false), dense);
+  const double of_both = test::relative_difference(logits(scheme, true), dense);
+  REQUIRE(of_both > of_weights);
+  REQUIRE(of_both < 0.3);
 }
