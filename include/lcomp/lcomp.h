@@ -56,6 +56,7 @@
 #include "lcomp/quant/number_format.h"
 #include "lcomp/quant/packing.h"
 #include "lcomp/quant/quantized_weight.h"
+#include "lcomp/quant/refine.h"
 #include "lcomp/quant/rtn.h"
 #include "lcomp/quant/scheme.h"
 #include "lcomp/report/report.h"

@@ -16,6 +16,7 @@
 #include "lcomp/core/weight_error.h"
 #include "lcomp/quant/column_loop.h"
 #include "lcomp/quant/grid.h"
+#include "lcomp/quant/refine.h"
 #include "lcomp/quant/rtn.h"
 #include "quant/gptq_order.h"
 #include "quant/panel.h"
@@ -46,6 +47,11 @@ void check_second_moment(const at::Tensor& h, int64_t in) {
       "gptq",
       fmt::format("the second moment must be [{}, {}] of float32 or float64; received [{}] of {}", in, in,
                   fmt::join(h.sizes().begin(), h.sizes().end(), ", "), dtype_name(h.scalar_type())));
+}
+
+/// diag(H) in the plain order, for range kHessian.
+at::Tensor importance_of(const GptqFactor& factor) {
+  return factor.second_moment.diagonal();
 }
 
 /// How the columns of the walk map to groups.
@@ -80,9 +86,15 @@ Layout layout_of(const QuantScheme& scheme, const GptqOptions& options, const st
 /// Rounds the columns of one panel to their groups' grids and adds up what the damping made of the loss.
 class RoundColumns final : public ColumnPolicy {
  public:
-  RoundColumns(PanelGrid& grid, const Layout& layout, bool stale, const std::vector<double>& original,
-               const std::vector<double>& added, std::vector<int8_t>& codes)
-      : grid_(grid), layout_(layout), stale_(stale), original_(original), added_(added), codes_(codes) {}
+  RoundColumns(PanelGrid& grid, const Layout& layout, bool stale, const GptqFactor& factor,
+               const std::vector<double>& original, std::vector<int8_t>& codes)
+      : grid_(grid),
+        layout_(layout),
+        stale_(stale),
+        importance_(factor.diagonal),
+        original_(original),
+        added_(factor.inverse.added),
+        codes_(codes) {}
 
   int64_t group_size() const override { return layout_.refit && !stale_ ? layout_.width : 0; }
 
@@ -90,13 +102,11 @@ class RoundColumns final : public ColumnPolicy {
     if (!layout_.refit || !stale_) return;
     const int64_t width = layout_.width;
     for (int64_t c = (first + width - 1) / width * width; c < last; c += width) {
-      grid_.fit(group_of(c), values + (c - first) * kPanelRows, width);
+      fit(c, values + (c - first) * kPanelRows);
     }
   }
 
-  void begin_group(int64_t first, const double* values) override {
-    grid_.fit(group_of(first), values, layout_.width);
-  }
+  void begin_group(int64_t first, const double* values) override { fit(first, values); }
 
   void encode(int64_t column, const double* values, double* decoded) override {
     grid_.encode(group_of(column), values, codes_.data() + column * kPanelRows, decoded);
@@ -114,9 +124,14 @@ class RoundColumns final : public ColumnPolicy {
  private:
   int64_t group_of(int64_t column) const { return layout_.group[static_cast<size_t>(column)]; }
 
+  void fit(int64_t first, const double* values) {
+    grid_.fit(group_of(first), values, layout_.width, {.diagonal = importance_.data() + first});
+  }
+
   PanelGrid& grid_;
   const Layout& layout_;
   bool stale_;
+  const std::vector<double>& importance_;
   const std::vector<double>& original_;
   const std::vector<double>& added_;
   std::vector<int8_t>& codes_;
@@ -151,7 +166,8 @@ Solution solve(const at::Tensor& weight, const GptqFactor& factor, const QuantSc
                const GptqOptions& options, const Layout& layout, ThreadPool& pool) {
   const int64_t out = weight.size(0), in = weight.size(1);
   Solution solution{at::empty({out, in}, at::kChar),
-                    layout.refit ? empty_grid(weight, scheme) : fit_grid(weight, scheme, "gptq", &pool),
+                    layout.refit ? empty_grid(weight, scheme)
+                                 : fit_grid(weight, scheme, "gptq", &pool, importance_of(factor)),
                     {}};
   const double* upper = factor.inverse.upper.data_ptr<double>();
   std::vector<Loss> rows(static_cast<size_t>(out));
@@ -163,7 +179,7 @@ Solution solve(const at::Tensor& weight, const GptqFactor& factor, const QuantSc
     const std::vector<double> original = panel;
     PanelGrid grid(scheme, solution.grid.scale.scalar_type(), scheme.groups(in));
     if (!layout.refit) grid.load(solution.grid, first_row);
-    RoundColumns policy(grid, layout, options.stale_groups, original, factor.inverse.added, codes);
+    RoundColumns policy(grid, layout, options.stale_groups, factor, original, codes);
     double damped[kPanelRows] = {};
     compensate(panel.data(), in, upper, options.block_size, policy, damped);
 
@@ -230,6 +246,21 @@ double loss_of(const at::Tensor& weight, const QuantizedWeight& rounded, const G
   return total_loss(rows).plain;
 }
 
+/// Codes and scales improved from where the walk left them, on the damped loss that the walk minimises.
+GptqResult refined(GptqResult result, const at::Tensor& weight, const GptqFactor& factor,
+                   const GptqOptions& options, ThreadPool& pool) {
+  std::vector<double> added = factor.inverse.added;
+  for (size_t i = 0; i < factor.order.size(); ++i)
+    added[static_cast<size_t>(factor.order[i])] = factor.inverse.added[i];
+  RefineResult better = refine(weight, factor.second_moment, added, result.weight,
+                               {.sweeps = options.sweeps, .refit = options.refit}, &pool);
+  result.weight = std::move(better.weight);
+  result.walk_loss = result.damped_loss;
+  result.damped_loss = better.damped_loss;
+  result.loss = better.loss;
+  return result;
+}
+
 /// What result and report say besides the weight.
 GptqResult result_with(QuantizedWeight weight, const GptqFactor& factor) {
   std::vector<int64_t> order = factor.order;
@@ -260,7 +291,7 @@ GptqResult without_factor(const at::Tensor& weight, const GptqFactor& factor, co
     throw NumericalError("gptq", fmt::format("the damped second moment must have a Cholesky factor; tried {}",
                                              fmt::join(factor.inverse.attempts, "; ")));
   }
-  QuantizedWeight nearest = rtn(weight, scheme, &pool);
+  QuantizedWeight nearest = rtn(weight, scheme, &pool, importance_of(factor));
   const double loss =
       activation_energy(weight.to(at::kDouble) - nearest.dense(), factor.second_moment, &pool);
   return fall_back(std::move(nearest), loss, factor);
@@ -293,6 +324,8 @@ void GptqOptions::visit(FieldVisitor& v) {
           "allow a result that needs weight_g_idx (old readers only)");
   v.field("fallback_to_rtn", fallback_to_rtn,
           "take round-to-nearest where it loses less, or where there is no factor");
+  v.field("sweeps", sweeps, {0, 100}, "passes over all codes after the walk, each code set to its best");
+  v.field("refit", refit, "set the scales to their best for the codes, before, in and after the sweeps");
   v.field("strict", strict, "fail where damping had to grow or the result would fall back");
 }
 
@@ -314,6 +347,9 @@ GptqFactor gptq_factor(const at::Tensor& second_moment, const QuantScheme& schem
   }
   if (std::none_of(values.begin(), values.end(), [](double d) { return std::isnan(d); })) {
     factor.order = gptq_order(values, options.act_order, scheme.columns_per_group(in));
+  }
+  for (int64_t i = 0; i < in; ++i) {
+    factor.diagonal.push_back(values[static_cast<size_t>(factor.order.empty() ? i : factor.order[i])]);
   }
   factor.inverse = linalg::damped_inverse(second_moment, options.damping, factor.order, pool);
   return factor;
@@ -344,21 +380,22 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const QuantS
   Solution solution = solve(alive, factor, scheme, options, layout, threads);
   const bool finite = std::isfinite(solution.loss.damped);
 
-  double rtn_loss = std::numeric_limits<double>::quiet_NaN();
-  if (options.fallback_to_rtn || options.strict) {
-    QuantizedWeight nearest = rtn(weight, scheme, &threads);
-    rtn_loss = loss_of(weight, nearest, factor, threads);
-    if (options.strict) check_strict(factor, solution.loss.plain, rtn_loss);
-    const bool worse = !finite || solution.loss.plain > rtn_loss * (1 + kLossTolerance);
-    if (worse && options.fallback_to_rtn) return fall_back(std::move(nearest), rtn_loss, factor);
-  }
-  if (!finite) throw NumericalError("gptq", "the loss must be finite; the compensation overflowed");
-
   GptqResult result = result_with(
       {scheme, solution.codes, solution.grid.scale, solution.grid.zero, layout.group_index}, factor);
-  result.damped_loss = solution.loss.damped;
+  result.damped_loss = result.walk_loss = solution.loss.damped;
   result.loss = solution.loss.plain;
-  result.rtn_loss = rtn_loss;
+  result.rtn_loss = std::numeric_limits<double>::quiet_NaN();
+  if (finite && (options.sweeps > 0 || options.refit))
+    result = refined(std::move(result), alive, factor, options, threads);
+
+  if (options.fallback_to_rtn || options.strict) {
+    QuantizedWeight nearest = rtn(weight, scheme, &threads, importance_of(factor));
+    result.rtn_loss = loss_of(weight, nearest, factor, threads);
+    if (options.strict) check_strict(factor, result.loss, result.rtn_loss);
+    const bool worse = !finite || result.loss > result.rtn_loss * (1 + kLossTolerance);
+    if (worse && options.fallback_to_rtn) return fall_back(std::move(nearest), result.rtn_loss, factor);
+  }
+  if (!finite) throw NumericalError("gptq", "the loss must be finite; the compensation overflowed");
   return result;
 }
 

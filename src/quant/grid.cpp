@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <limits>
 
@@ -22,15 +23,47 @@ Grid empty_grid(const at::Tensor& weight, const QuantScheme& scheme) {
 
 namespace {
 
-/// Sum of |w^ - w|^p over the matrix when one (scale, zero) serves all of it; rows in order.
+/// Refuses an importance that range kHessian cannot use; float64 and contiguous otherwise.
+at::Tensor checked_importance(const at::Tensor& importance, const QuantScheme& scheme, int64_t in,
+                              std::string_view where) {
+  if (scheme.range != RangeRule::kHessian) return {};
+  const bool per_tensor = scheme.granularity == Granularity::kTensor;
+  const bool fits = importance.defined() && importance.is_floating_point() &&
+                    (importance.sizes() == at::IntArrayRef{in} ||
+                     (importance.sizes() == at::IntArrayRef{in, in} && !per_tensor));
+  if (fits) return importance.to(at::kDouble).contiguous();
+  throw InvalidArgument(
+      std::string(where),
+      fmt::format("range hessian must have an importance [{}]{}; received {}", in,
+                  per_tensor ? "" : fmt::format(" or [{}, {}]", in, in),
+                  importance.defined() ? fmt::format("[{}] of {}", fmt::join(importance.sizes(), ", "),
+                                                     dtype_name(importance.scalar_type()))
+                                       : std::string("none")));
+}
+
+/// The part of columns [first, ...) of an importance that was checked.
+Importance part_of(const at::Tensor& importance, int64_t first) {
+  if (!importance.defined()) return {};
+  const double* data = importance.data_ptr<double>();
+  if (importance.dim() == 1) return {.diagonal = data + first};
+  const int64_t in = importance.size(1);
+  return {.matrix = data + first * in + first, .stride = in};
+}
+
+/// What the range rule minimises over the matrix when one (scale, zero) serves all of it; rows in order.
 double tensor_error(const at::Tensor& weight, const QuantScheme& scheme, double scale, double zero,
-                    std::vector<double>& panel) {
+                    const at::Tensor& importance, std::vector<double>& panel) {
   const std::vector<double> scales(kPanelRows, scale), zeros(kPanelRows, zero);
   double error[kPanelRows], total = 0;
   for (int64_t first = 0; first < weight.size(0); first += kPanelRows) {
     load_panel(weight, first, {}, panel.data());
-    kernels::row_error(panel.data(), weight.size(1), scales.data(), zeros.data(), scheme.lowest_code(),
-                       scheme.highest_code(), scheme.mse_exponent, error);
+    if (importance.defined()) {
+      kernels::row_weighted_error(panel.data(), importance.data_ptr<double>(), weight.size(1), scales.data(),
+                                  zeros.data(), scheme.lowest_code(), scheme.highest_code(), error);
+    } else {
+      kernels::row_error(panel.data(), weight.size(1), scales.data(), zeros.data(), scheme.lowest_code(),
+                         scheme.highest_code(), scheme.mse_exponent, error);
+    }
     const int64_t rows = std::min(kPanelRows, weight.size(0) - first);
     for (int64_t r = 0; r < rows; ++r) total += error[r];
   }
@@ -38,20 +71,20 @@ double tensor_error(const at::Tensor& weight, const QuantScheme& scheme, double 
 }
 
 /// One scale for the whole matrix.
-Grid fit_tensor(const at::Tensor& weight, const QuantScheme& scheme) {
+Grid fit_tensor(const at::Tensor& weight, const QuantScheme& scheme, const at::Tensor& importance) {
   Grid grid = empty_grid(weight, scheme);
   const at::ScalarType type = grid.scale.scalar_type();
   const GroupRange range = convention_range(scheme, weight.min().to(at::kDouble).item<double>(),
                                             weight.max().to(at::kDouble).item<double>());
   double scale = 0, zero = 0;
   grid_point(scheme, type, range, 1.0, scale, zero);
-  if (scheme.range == RangeRule::kMse) {
+  if (scheme.range != RangeRule::kMinMax) {
     std::vector<double> panel(static_cast<size_t>(weight.size(1) * kPanelRows));
     double least = std::numeric_limits<double>::infinity();
     for (int64_t step = 0; step < scheme.mse_steps; ++step) {
       double tried_scale = 0, tried_zero = 0;
       grid_point(scheme, type, range, shrink_factor(step), tried_scale, tried_zero);
-      const double error = tensor_error(weight, scheme, tried_scale, tried_zero, panel);
+      const double error = tensor_error(weight, scheme, tried_scale, tried_zero, importance, panel);
       if (!(error < least)) continue;
       least = error;
       scale = tried_scale;
@@ -77,7 +110,8 @@ void check_finite(const at::Tensor& weight, std::string_view where) {
                   weight[index / in][index % in].to(at::kDouble).item<double>(), index / in, index % in));
 }
 
-Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_view where, ThreadPool* pool) {
+Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_view where, ThreadPool* pool,
+              const at::Tensor& importance) {
   scheme.validate(weight.sizes(), where);
   if (!weight.is_floating_point()) {
     throw InvalidArgument(std::string(where),
@@ -85,7 +119,8 @@ Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_v
                                       dtype_name(weight.scalar_type())));
   }
   check_finite(weight, where);
-  if (scheme.granularity == Granularity::kTensor) return fit_tensor(weight, scheme);
+  const at::Tensor weights = checked_importance(importance, scheme, weight.size(1), where);
+  if (scheme.granularity == Granularity::kTensor) return fit_tensor(weight, scheme, weights);
 
   Grid grid = empty_grid(weight, scheme);
   const int64_t in = weight.size(1), groups = scheme.groups(in), width = scheme.columns_per_group(in);
@@ -93,7 +128,9 @@ Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_v
     std::vector<double> panel(static_cast<size_t>(in * kPanelRows));
     load_panel(weight, index * kPanelRows, {}, panel.data());
     PanelGrid fitted(scheme, grid.scale.scalar_type(), groups);
-    for (int64_t g = 0; g < groups; ++g) fitted.fit(g, panel.data() + g * width * kPanelRows, width);
+    for (int64_t g = 0; g < groups; ++g) {
+      fitted.fit(g, panel.data() + g * width * kPanelRows, width, part_of(weights, g * width));
+    }
     fitted.store(index * kPanelRows, grid);
   });
   return grid;

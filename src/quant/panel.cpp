@@ -1,6 +1,7 @@
 #include "quant/panel.h"
 
 #include <ATen/ATen.h>
+#include <cblas.h>
 
 #include <algorithm>
 #include <limits>
@@ -40,7 +41,47 @@ PanelGrid::PanelGrid(const QuantScheme& scheme, at::ScalarType scale_type, int64
       scale_(static_cast<size_t>(groups * kPanelRows), 1.0),
       zero_(static_cast<size_t>(groups * kPanelRows), 0.0) {}
 
-void PanelGrid::fit(int64_t group, const double* columns, int64_t count) {
+namespace {
+
+/// error[r] = d H d^T of row r of a panel of differences d.
+void quadratic_error(const std::vector<double>& d, int64_t count, const Importance& h, double* error) {
+  const int rows = static_cast<int>(kPanelRows), n = static_cast<int>(count);
+  std::vector<double> product(d.size());
+  // The panel is column-major, and H symmetric.
+  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, rows, n, n, 1.0, d.data(), rows, h.matrix,
+              static_cast<int>(h.stride), 0.0, product.data(), rows);
+  std::fill(error, error + kPanelRows, 0.0);
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      const auto at = static_cast<size_t>(j * kPanelRows + r);
+      error[r] += d[at] * product[at];
+    }
+  }
+}
+
+}  // namespace
+
+/// What the range rule minimises, for one scale and zero point per row.
+void PanelGrid::tried_error(const double* columns, int64_t count, const double* scale, const double* zero,
+                            const Importance& importance, double* error) const {
+  const double lowest = scheme_.lowest_code(), highest = scheme_.highest_code();
+  if (scheme_.range == RangeRule::kMse) {
+    kernels::row_error(columns, count, scale, zero, lowest, highest, scheme_.mse_exponent, error);
+  } else if (importance.matrix == nullptr) {
+    kernels::row_weighted_error(columns, importance.diagonal, count, scale, zero, lowest, highest, error);
+  } else {
+    std::vector<double> d(static_cast<size_t>(count * kPanelRows));
+    int8_t codes[kPanelRows];
+    for (int64_t j = 0; j < count; ++j) {
+      double* decoded = d.data() + j * kPanelRows;
+      kernels::encode_column(columns + j * kPanelRows, scale, zero, lowest, highest, codes, decoded);
+      for (int64_t r = 0; r < kPanelRows; ++r) decoded[r] -= columns[j * kPanelRows + r];
+    }
+    quadratic_error(d, count, importance, error);
+  }
+}
+
+void PanelGrid::fit(int64_t group, const double* columns, int64_t count, const Importance& importance) {
   double lowest[kPanelRows], highest[kPanelRows];
   kernels::row_range(columns, count, lowest, highest);
   double* scale = scale_.data() + group * kPanelRows;
@@ -58,8 +99,7 @@ void PanelGrid::fit(int64_t group, const double* columns, int64_t count) {
     for (int64_t r = 0; r < kPanelRows; ++r) {
       grid_point(scheme_, scale_type_, ranges[r], shrink_factor(step), tried_scale[r], tried_zero[r]);
     }
-    kernels::row_error(columns, count, tried_scale, tried_zero, scheme_.lowest_code(), scheme_.highest_code(),
-                       scheme_.mse_exponent, error);
+    tried_error(columns, count, tried_scale, tried_zero, importance, error);
     for (int64_t r = 0; r < kPanelRows; ++r) {
       if (!(error[r] < least[r])) continue;
       least[r] = error[r];

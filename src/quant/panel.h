@@ -28,14 +28,21 @@ void load_panel(const at::Tensor& weight, int64_t first_row, const std::vector<i
 void store_codes(const std::vector<int8_t>& panel, int64_t first_row, const std::vector<int64_t>& order,
                  at::Tensor& codes);
 
+/// What range kHessian weighs the columns of a group with; both point at the group's part.
+struct Importance {
+  const double* diagonal = nullptr;  ///< one per column
+  const double* matrix = nullptr;    ///< or row-major [columns, columns] with rows of `stride` elements
+  int64_t stride = 0;
+};
+
 /// Scales and zero points of the rows of one panel, group after group.
 class PanelGrid {
  public:
   /// `scale_type` is the storage type that scales are rounded to.
   PanelGrid(const QuantScheme& scheme, at::ScalarType scale_type, int64_t groups);
 
-  /// Fits every row of `group` on `count` columns of a panel.
-  void fit(int64_t group, const double* columns, int64_t count);
+  /// Fits every row of `group` on `count` columns of a panel. `importance` is for range kHessian.
+  void fit(int64_t group, const double* columns, int64_t count, const Importance& importance = {});
 
   /// Copies rows [first_row, first_row + kPanelRows) of a grid that exists.
   void load(const Grid& grid, int64_t first_row);
@@ -47,10 +54,14 @@ class PanelGrid {
                            codes, decoded);
   }
 
+  double* scale(int64_t group) { return scale_.data() + group * kPanelRows; }
   const double* scale(int64_t group) const { return scale_.data() + group * kPanelRows; }
   const double* zero(int64_t group) const { return zero_.data() + group * kPanelRows; }
 
  private:
+  void tried_error(const double* columns, int64_t count, const double* scale, const double* zero,
+                   const Importance& importance, double* error) const;
+
   QuantScheme scheme_;
   at::ScalarType scale_type_;
   int64_t groups_;

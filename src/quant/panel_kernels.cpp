@@ -52,6 +52,22 @@ void RowError(const double* columns, int64_t count, const double* scale, const d
   }
 }
 
+void RowWeightedError(const double* columns, const double* weight, int64_t count, const double* scale,
+                      const double* zero, double lowest_code, double highest_code, double* error) {
+  const D d;
+  const V lo = hn::Set(d, lowest_code), hi = hn::Set(d, highest_code);
+  for (int64_t r = 0; r < kPanelRows; r += static_cast<int64_t>(hn::Lanes(d))) {
+    const V s = hn::LoadU(d, scale + r), z = hn::LoadU(d, zero + r);
+    V sum = hn::Zero(d);
+    for (int64_t j = 0; j < count; ++j) {
+      const V w = hn::LoadU(d, columns + j * kPanelRows + r);
+      const V off = hn::Sub(hn::Mul(hn::Sub(Encode(w, s, z, lo, hi), z), s), w);
+      sum = hn::MulAdd(hn::Mul(off, off), hn::Set(d, weight[j]), sum);
+    }
+    hn::StoreU(sum, d, error + r);
+  }
+}
+
 void EncodeColumn(const double* values, const double* scale, const double* zero, double lowest_code,
                   double highest_code, int8_t* codes, double* decoded) {
   const D d;
@@ -96,6 +112,7 @@ namespace lcomp::quant::kernels {
 
 HWY_EXPORT(RowRange);
 HWY_EXPORT(RowError);
+HWY_EXPORT(RowWeightedError);
 HWY_EXPORT(EncodeColumn);
 HWY_EXPORT(SubtractProducts);
 HWY_EXPORT(ScaledError);
@@ -107,6 +124,12 @@ void row_range(const double* columns, int64_t count, double* lowest, double* hig
 void row_error(const double* columns, int64_t count, const double* scale, const double* zero,
                double lowest_code, double highest_code, double exponent, double* error) {
   HWY_DYNAMIC_DISPATCH(RowError)(columns, count, scale, zero, lowest_code, highest_code, exponent, error);
+}
+
+void row_weighted_error(const double* columns, const double* weight, int64_t count, const double* scale,
+                        const double* zero, double lowest_code, double highest_code, double* error) {
+  HWY_DYNAMIC_DISPATCH(RowWeightedError)
+  (columns, weight, count, scale, zero, lowest_code, highest_code, error);
 }
 
 void encode_column(const double* values, const double* scale, const double* zero, double lowest_code,

@@ -22,6 +22,10 @@ void row_range(const double* columns, int64_t count, double* lowest, double* hig
 void row_error(const double* columns, int64_t count, const double* scale, const double* zero,
                double lowest_code, double highest_code, double exponent, double* error);
 
+/// error[r] = sum over the columns of weight[j] (w^ - w)^2.
+void row_weighted_error(const double* columns, const double* weight, int64_t count, const double* scale,
+                        const double* zero, double lowest_code, double highest_code, double* error);
+
 /// codes = clamp(round(values / scale) + zero), decoded = (codes - zero) scale; halves round to even.
 void encode_column(const double* values, const double* scale, const double* zero, double lowest_code,
                    double highest_code, int8_t* codes, double* decoded);

@@ -36,7 +36,9 @@ ScaleTypeFacts facts(c10::ScalarType type) {
   }
 }
 
-double rounded_to(c10::ScalarType type, double value) {
+}  // namespace
+
+double rounded_scale(c10::ScalarType type, double value) {
   switch (type) {
     case c10::kHalf:
       return static_cast<float>(c10::Half(static_cast<float>(value)));
@@ -49,9 +51,11 @@ double rounded_to(c10::ScalarType type, double value) {
   }
 }
 
+namespace {
+
 /// The scale as it will be stored: never zero, so that codes can be computed, and never infinite.
 double stored_scale(c10::ScalarType type, double scale) {
-  const double rounded = rounded_to(type, scale);
+  const double rounded = rounded_scale(type, scale);
   if (!std::isfinite(rounded)) {
     throw NumericalError(
         "fit_grid", fmt::format("scales must be finite in {}; a range asks for {}", dtype_name(type), scale));

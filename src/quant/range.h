@@ -23,6 +23,9 @@ GroupRange convention_range(const QuantScheme& scheme, double lowest, double hig
 void grid_point(const QuantScheme& scheme, c10::ScalarType scale_type, const GroupRange& range, double factor,
                 double& scale, double& zero);
 
+/// `value` as it is after a round trip through `type`; infinite when it overflows.
+double rounded_scale(c10::ScalarType type, double value);
+
 /// 1, 0.99, 0.98, ...
 inline double shrink_factor(int64_t step) {
   return 1.0 - static_cast<double>(step) / 100.0;

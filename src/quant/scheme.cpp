@@ -18,8 +18,10 @@ void QuantScheme::visit(FieldVisitor& v) {
           "how a symmetric scale follows from the largest value");
   v.field("asymmetric_convention", asymmetric_convention,
           "range of an asymmetric grid: extended to contain 0, or the raw minimum and maximum");
-  v.field("range", range, "range of a group: exact (min_max), or shrunk to the least error (mse)");
-  v.field("mse_steps", mse_steps, {1, 100}, "shrink factors tried by range mse: 1, 0.99, 0.98, ...");
+  v.field("range", range,
+          "range of a group: exact (min_max), or shrunk to the least error of the weights (mse) or of the "
+          "outputs (hessian)");
+  v.field("mse_steps", mse_steps, {1, 100}, "shrink factors tried by mse and hessian: 1, 0.99, 0.98, ...");
   v.field("mse_exponent", mse_exponent, {0.1, 10}, "exponent of the error that range mse minimises");
   v.field("scale_dtype", scale_dtype, "stored type of the scales; codes are computed with the rounded scale");
 }

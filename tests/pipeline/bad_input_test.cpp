@@ -277,6 +277,15 @@ TEST_CASE("an evaluation that cannot work is refused before the compression begi
   REQUIRE_FALSE(fs::exists(test::work_dir_of(dir / "out")));
 }
 
+TEST_CASE("rounding to nearest is refused a range that needs statistics", "[pipeline][bad]") {
+  const test::TempDir dir;
+  const auto failure =
+      failure_of(test::job_with(dir / "out", Json::array({test::pass("rtn", {{"range", "hessian"}})})));
+  REQUIRE(failure.kind == ErrorKind::kConfig);
+  REQUIRE_THAT(failure.text, Catch::Contains("[rtn] range hessian needs statistics of the inputs, and rtn "
+                                             "takes none; use range mse, or the method gptq"));
+}
+
 TEST_CASE("bfloat16 arithmetic is refused where the processor has none", "[pipeline][bad]") {
   const test::TempDir dir;
   Json job = test::gptq_job(dir / "out");

@@ -33,6 +33,8 @@ struct GptqOptions {
   bool stale_groups = false;
   bool store_group_index = false;
   bool fallback_to_rtn = true;
+  int64_t sweeps = 0;
+  bool refit = false;
   bool strict = false;
 
   void visit(FieldVisitor& v);
@@ -40,7 +42,8 @@ struct GptqOptions {
 
 struct GptqResult {
   QuantizedWeight weight;
-  double damped_loss = 0;  ///< sum e^2 = tr(D (H + diag(d)) D^T), D = W - W^ with dead columns at 0
+  double damped_loss = 0;  ///< tr(D (H + diag(d)) D^T), D = W - W^ with dead columns at 0
+  double walk_loss = 0;    ///< the same before sweeps and refit: sum e^2 of the walk
   double loss = 0;         ///< tr(D H D^T): the squared error of the outputs, summed over what H summed over
   double rtn_loss = 0;     ///< the same of round-to-nearest; NaN when not computed (no fallback asked for)
   linalg::Rung rung = linalg::Rung::kFailed;
@@ -56,6 +59,7 @@ struct GptqFactor {
   linalg::DampedInverse inverse;  ///< of H in `order`
   std::vector<int64_t> order;     ///< empty for the plain order
   std::vector<int64_t> dead;      ///< columns with H_jj = 0
+  std::vector<double> diagonal;   ///< diag(H) in `order`; dead columns count as 1
   at::Tensor second_moment;
 };
 

@@ -20,14 +20,21 @@ struct Grid {
 /// Everything is computed in float64. For each group with range [lo, hi] (see the conventions in scheme.h):
 /// s = (hi - lo) / levels, rounded to its storage type; z = clamp(round(-lo / s)) - 2^(b-1), or 0 when
 /// symmetric. Range kMse tries p = 1, 0.99, ... (`mse_steps` of them) on p lo, p hi and keeps the first with
-/// the least sum |w^ - w|^mse_exponent. Zero points are signed, one less bit than the unsigned ones of the
-/// papers.
+/// the least sum |w^ - w|^mse_exponent; kHessian keeps the one with the least error of the outputs, as far
+/// as `importance` knows it. Zero points are signed, one less bit than the unsigned ones of the papers.
 ///
-/// Cost O(out in), times mse_steps for kMse. Rows are independent, except per tensor.
-/// Throws InvalidArgument("[where] ...") when the scheme does not fit or the weight has NaN or infinity, and
-/// NumericalError when a scale overflows its storage type.
+/// importance (kHessian only, any floating-point type, its factor is irrelevant):
+///   [in]      h_j >= 0, such as diag(H) of H = sum x x^T: the error is sum_j h_j (w^_j - w_j)^2;
+///   [in, in]  H itself: the error is d H_gg d^T, d = w^ - w of the group g, what the group's part of the
+///             output loses (AWQ's clip search). Not per tensor.
+///
+/// Cost O(out in), times mse_steps for kMse and kHessian, times the group's width with a full H. Rows are
+/// independent, except per tensor.
+/// Throws InvalidArgument("[where] ...") when the scheme does not fit, the weight has NaN or infinity, or
+/// kHessian lacks an importance of the right shape, and NumericalError when a scale overflows its storage
+/// type.
 Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_view where = "fit_grid",
-              ThreadPool* pool = nullptr);
+              ThreadPool* pool = nullptr, const at::Tensor& importance = {});
 
 /// The codes of `weight` on a grid: q = clamp(round(w / s) + z), halves to even; int8 [out, in].
 at::Tensor quantize(const at::Tensor& weight, const Grid& grid, const QuantScheme& scheme,

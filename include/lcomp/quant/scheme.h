@@ -38,8 +38,9 @@ enum class Granularity {
 
 /// How the range of a group is chosen.
 enum class RangeRule {
-  kMinMax,  ///< the exact range
-  kMse,     ///< the shrunk range with the least sum |w - w^|^mse_exponent over a grid of shrink factors
+  kMinMax,   ///< the exact range
+  kMse,      ///< the shrunk range with the least sum |w - w^|^mse_exponent over a grid of shrink factors
+  kHessian,  ///< the same with the least error of the outputs: squares weighted by the inputs' importance
 };
 
 /// The floating-point type that scales are stored in. Codes are computed with the scale after this rounding.
@@ -112,7 +113,7 @@ struct EnumNames<quant::Granularity> {
 };
 template <>
 struct EnumNames<quant::RangeRule> {
-  static constexpr std::array<std::string_view, 2> names = {"min_max", "mse"};
+  static constexpr std::array<std::string_view, 3> names = {"min_max", "mse", "hessian"};
 };
 template <>
 struct EnumNames<quant::ScaleDtype> {

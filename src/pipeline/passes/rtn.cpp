@@ -1,5 +1,6 @@
 #include "lcomp/quant/rtn.h"
 
+#include "lcomp/core/error.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "pipeline/passes/passes.h"
@@ -28,7 +29,14 @@ MethodInfo rtn_method() {
   info.summary = "round to nearest on a uniform grid (2-8 bits); needs no data";
   info.default_options = [] { return std::make_unique<RtnPassOptions>(); };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
-    return plan_scheme(options.part<quant::QuantScheme>(), "rtn", op);
+    const auto& scheme = options.part<quant::QuantScheme>();
+    if (scheme.range == quant::RangeRule::kHessian) {
+      throw InvalidArgument(
+          "rtn",
+          "range hessian needs statistics of the inputs, and rtn takes none; use range mse, "
+          "or the method gptq");
+    }
+    return plan_scheme(scheme, "rtn", op);
   };
   info.make_passes = [](const PassOptions&) { return chain_of(rtn_pass("rtn")); };
   return info;
