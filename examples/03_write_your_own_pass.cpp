@@ -98,8 +98,9 @@ pipeline::MethodInfo power_of_two_method() {
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<Settings>(); };
   info.plan_weight = plan;
-  info.make_pass = [](const pipeline::PassOptions&) {
-    return pipeline::linear_pass("power_of_two", {.abs_mean = true}, /*sequential=*/false, compress);
+  info.make_passes = [](const pipeline::PassOptions&) {
+    return pipeline::chain_of(
+        pipeline::linear_pass("power_of_two", {.abs_mean = true}, /*sequential=*/false, compress));
   };
   return info;
 }

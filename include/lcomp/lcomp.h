@@ -36,6 +36,7 @@
 #include "lcomp/linalg/gemm.h"
 #include "lcomp/model/architecture.h"
 #include "lcomp/model/block.h"
+#include "lcomp/model/fold.h"
 #include "lcomp/model/model.h"
 #include "lcomp/model/quantization_config.h"
 #include "lcomp/pipeline/builtin_methods.h"

@@ -162,10 +162,16 @@ void SampleRunner::add_batch(const model::Block& block, size_t group, const Batc
   }
 }
 
+int64_t SampleRunner::total_tokens() const {
+  int64_t sum = 0;
+  for (const Unit& unit : units_) sum += unit.tokens;
+  return sum;
+}
+
 InputStats SampleRunner::advance(const model::Block& block, size_t group, const Needs& needs) {
   count_forward(block, group);
   const int64_t width = input_width(block, group);
-  StatsAccumulator statistics(width, needs);
+  StatsAccumulator statistics(width, needs, total_tokens());
   for (const Batch& batch : batches_) {
     bool gather = false;
     for (size_t u = batch.begin; u < batch.end; ++u)
@@ -196,7 +202,7 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
   const size_t groups = block.groups().size();
   std::vector<StatsAccumulator> statistics;
   for (size_t g = 0; g < groups; ++g) {
-    statistics.emplace_back(input_width(block, g), needs);
+    statistics.emplace_back(input_width(block, g), needs, total_tokens());
     if (g > 0) count_forward(block, g);
   }
   std::vector<at::Tensor> inputs(groups);

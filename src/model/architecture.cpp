@@ -62,7 +62,7 @@ std::vector<OperatorInfo> Architecture::operators(int64_t block) const {
 std::vector<GroupInfo> Architecture::groups(int64_t block) const {
   const std::string prefix = block_prefix(block);
   return {{"attention_input", {0, 1, 2}, prefix + "input_layernorm", false},
-          {"attention_output", {3}, prefix + "self_attn.v_proj", true},
+          {"attention_output", {3}, prefix + "self_attn.v_proj", true, head_dim, heads / kv_heads},
           {"mlp_input", {4, 5}, prefix + "post_attention_layernorm", false},
           {"mlp_output", {6}, prefix + "mlp.up_proj", true}};
 }

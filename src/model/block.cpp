@@ -1,5 +1,7 @@
 #include "lcomp/model/block.h"
 
+#include <ATen/ATen.h>
+
 #include <mutex>
 
 #include "lcomp/core/error.h"
@@ -35,12 +37,15 @@ struct Block::Kernels {
 };
 
 Block::Block(const Architecture& architecture, int64_t index, std::vector<LinearOp> ops,
-             std::map<std::string, at::Tensor> norms)
+             std::map<std::string, at::Tensor> norms, std::map<std::string, at::ScalarType> stored_types)
     : architecture_(&architecture),
       index_(index),
       ops_(std::move(ops)),
       groups_(architecture.groups(index)),
       norms_(std::move(norms)),
+      stored_types_(std::move(stored_types)),
+      replaced_(ops_.size(), false),
+      input_scales_(groups_.size()),
       kernels_(std::make_unique<Kernels>(architecture.rope)) {
   kernels_->packed.resize(groups_.size());
 }
@@ -57,10 +62,46 @@ void Block::replace(size_t op, WeightPtr weight) {
                     info.in_features, weight->out_features(), weight->in_features()));
   }
   ops_[op].weight = std::move(weight);
+  replaced_[op] = true;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const auto& members = groups_[g].operators;
     if (std::find(members.begin(), members.end(), op) != members.end()) kernels_->packed[g].reset();
   }
+}
+
+at::Tensor Block::vector(const std::string& name) const {
+  const auto norm = norms_.find(name);
+  if (norm != norms_.end()) return norm->second;
+  for (const LinearOp& op : ops_) {
+    if (name == op.info.name + ".bias") return op.bias;
+  }
+  return {};
+}
+
+at::ScalarType Block::stored_type(const std::string& name) const {
+  const auto type = stored_types_.find(name);
+  return type == stored_types_.end() ? at::kFloat : type->second;
+}
+
+void Block::set_vector(const std::string& name, const at::Tensor& values) {
+  const at::Tensor before = vector(name);
+  if (!before.defined() || values.sizes() != before.sizes()) {
+    throw InvalidArgument("Block::set_vector",
+                          fmt::format("the name must be that of a norm or bias of {} values; received '{}'",
+                                      values.numel(), name));
+  }
+  const at::Tensor after = values.to(at::kFloat).contiguous();
+  const auto norm = norms_.find(name);
+  if (norm != norms_.end()) norm->second = after;
+  for (LinearOp& op : ops_) {
+    if (name == op.info.name + ".bias") op.bias = after;
+  }
+  changed_vectors_.insert(name);
+}
+
+void Block::multiply_input_scale(size_t group, const at::Tensor& scale) {
+  at::Tensor& product = input_scales_.at(group);
+  product = product.defined() ? product * scale : scale;
 }
 
 void Block::prepare(size_t group, linalg::Precision precision) {

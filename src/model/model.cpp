@@ -170,10 +170,16 @@ WeightPtr Model::load_weight(const OperatorInfo& op) const {
 }
 
 Block Model::load_block(int64_t i) const {
+  std::map<std::string, at::ScalarType> stored_types;
+  const auto read_vector = [&](const std::string& name) {
+    const at::Tensor stored = read_finite(name);
+    stored_types[name] = stored.scalar_type();
+    return stored.to(at::kFloat).contiguous();
+  };
   std::vector<LinearOp> ops;
   for (const OperatorInfo& info : architecture_.operators(i)) {
     LinearOp op{info, load_weight(info), {}};
-    if (info.has_bias) op.bias = read_finite(info.name + ".bias").to(at::kFloat).contiguous();
+    if (info.has_bias) op.bias = read_vector(info.name + ".bias");
     ops.push_back(std::move(op));
   }
   std::map<std::string, at::Tensor> norms;
@@ -181,9 +187,9 @@ Block Model::load_block(int64_t i) const {
                              "self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
     const std::string name = architecture_.block_prefix(i) + suffix;
     if (std::string_view(suffix).starts_with("self_attn") && !architecture_.qk_norm) continue;
-    norms.emplace(name, read_finite(name).to(at::kFloat).contiguous());
+    norms.emplace(name, read_vector(name));
   }
-  return {architecture_, i, std::move(ops), std::move(norms)};
+  return {architecture_, i, std::move(ops), std::move(norms), std::move(stored_types)};
 }
 
 std::vector<std::string> Model::block_tensors(int64_t i) const {

@@ -42,6 +42,7 @@ std::string BlockRecord::to_json() const {
   io::Json json;
   json["rows"] = rows_to_json(row, operators);
   json["decoded"] = decoded;
+  json["changed"] = changed;
   json["samples_hash"] = samples_hash;
   auto& all = json["schemes"] = io::Json::object();
   for (const auto& [name, scheme] : schemes) all[name] = scheme_to_json(scheme);
@@ -57,6 +58,7 @@ BlockRecord BlockRecord::from_json(const std::string& text) {
   out.row = carrier.blocks[0];
   out.operators = carrier.operators;
   for (const auto& [name, hash] : root.at("decoded").members()) out.decoded[name] = hash.text();
+  for (const auto& [name, hash] : root.at("changed").members()) out.changed[name] = hash.text();
   for (const auto& [name, scheme] : root.at("schemes").members())
     out.schemes[name] = scheme_from_json(scheme);
   out.samples_hash = root.at("samples_hash").text();

@@ -16,6 +16,8 @@ struct BlockRecord {
   std::vector<OperatorRow> operators;
   /// Hash of the decoded weight (float32, `[out, in]`) of every operator that a pass changed.
   std::map<std::string, std::string> decoded;
+  /// Norms and biases that a pass changed: hash of the stored tensor.
+  std::map<std::string, std::string> changed;
   /// Grid of every operator that is stored packed.
   std::map<std::string, quant::QuantScheme> schemes;
   /// Hash of the samples behind this block, when they are saved for a resume; empty when there are none.

@@ -1,6 +1,7 @@
 #include <malloc.h>
 
 #include "lcomp/core/error.h"
+#include "lcomp/io/checkpoint.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
 #include "lcomp/quant/quantized_weight.h"
@@ -139,20 +140,21 @@ BlockRecord Run::compress_block(int64_t index) {
   }
   const bool is_last = index + 1 == model_.size();
   bool forwarded = false;
+  Observed observed;
   for (size_t p = 0; p < passes_.size(); ++p) {
-    const Pass& pass = *passes_[p];
-    // A sequential pass moves the samples on as it goes, so it must be the last to read them.
+    const auto& [entry, pass] = passes_[p];
     const size_t rows_before = record.operators.size();
-    if (pass.sequential() && pass.needs().any() && p + 1 == passes_.size()) {
-      PassContext context{pool_, job_.strict, model_.dtype(), {}, record.operators};
-      context.settings = settings_of(p, index);
-      run_sequential_pass(pass, *block, is_last, record.row, context);
+    PassContext context{pool_, job_.strict, model_.dtype(), settings_of(entry, index), record.operators};
+    if (is_staged(p)) {
+      run_sequential_pass(*pass, *block, is_last, record.row, context);
       forwarded = true;
     } else {
-      run_pass(p, *block, record.row, record.operators);
+      run_pass(p, *block, observed, record.row, context);
     }
+    if (!pass->keeps_function()) observed = {};
     for (size_t r = rows_before; r < record.operators.size(); ++r)
-      record.operators[r].pass = static_cast<int64_t>(p);
+      record.operators[r].pass = static_cast<int64_t>(entry);
+    round_dense(*block, p);
   }
   if (plan_.needs_calibration && !forwarded && !is_last) {
     const PhaseClock::Scope scope(clock_, "forward");
@@ -165,12 +167,12 @@ BlockRecord Run::compress_block(int64_t index) {
   return record;
 }
 
-std::function<const PassOptions*(const std::string&)> Run::settings_of(size_t pass, int64_t block) const {
+std::function<const PassOptions*(const std::string&)> Run::settings_of(size_t entry, int64_t block) const {
   const auto per_block = static_cast<int64_t>(plan_.operators.size()) / model_.size();
-  return [this, pass, first = block * per_block, per_block](const std::string& name) -> const PassOptions* {
+  return [this, entry, first = block * per_block, per_block](const std::string& name) -> const PassOptions* {
     for (int64_t i = first; i < first + per_block; ++i) {
       if (plan_.operators[static_cast<size_t>(i)].name == name)
-        return plan_.settings[pass][static_cast<size_t>(i)].get();
+        return plan_.settings[entry][static_cast<size_t>(i)].get();
     }
     return nullptr;
   };
@@ -203,33 +205,75 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
   samples_.runner->finish(block);
 }
 
-void Run::run_pass(size_t p, model::Block& block, BlockRow& row, std::vector<OperatorRow>& rows) {
-  const Pass& pass = *passes_[p];
-  PassContext context{pool_, job_.strict, model_.dtype(), settings_of(p, block.index()), rows};
-  std::vector<calib::InputStats> stats(block.groups().size());
+/// A sequential pass moves the samples on as it goes, so only the last to read them can be staged.
+bool Run::is_staged(size_t p) const {
+  return passes_[p].pass->sequential() && passes_[p].pass->needs().any() && p + 1 == passes_.size();
+}
+
+/// Statistics for pass `p` of all groups, with what the passes behind it will ask for as long as they can use
+/// the same ones.
+void Run::observe(size_t p, const model::Block& block, Observed& observed) {
+  observed.needs = passes_[p].pass->needs();
+  for (size_t next = p; passes_[next].pass->keeps_function() && next + 1 < passes_.size() &&
+                        !passes_[next + 1].pass->sequential();
+       ++next) {
+    observed.needs = observed.needs | passes_[next + 1].pass->needs();
+  }
+  observed.stats = samples_.runner->observe(block, observed.needs);
+  observed.scales.clear();
+  for (size_t g = 0; g < block.groups().size(); ++g) observed.scales.push_back(block.input_scale(g));
+}
+
+/// The statistics of a group's input as it is now: what was folded since they were taken divides them.
+calib::InputStats Run::current_stats(const model::Block& block, const Observed& observed, size_t group) {
+  const at::Tensor& now = block.input_scale(group);
+  const at::Tensor& then = observed.scales[group];
+  if (now.is_same(then)) return observed.stats[group];
+  return calib::divided(observed.stats[group], then.defined() ? now / then : now);
+}
+
+void Run::run_pass(size_t p, model::Block& block, Observed& observed, BlockRow& row, PassContext& context) {
+  const Pass& pass = *passes_[p].pass;
   for (size_t g = 0; g < block.groups().size(); ++g) {
-    if (pass.needs().any() && (g == 0 || pass.sequential())) {
+    const bool stale =
+        g == 0 ? observed.stats.empty() || !observed.needs.covers(pass.needs()) : pass.sequential();
+    if (pass.needs().any() && stale) {
       const PhaseClock::Scope scope(clock_, "calibrate");
       const RowTimer timer(row.calibrate_seconds);
       prepare_all(block, plan_.compute);
-      stats = samples_.runner->observe(block, pass.needs());
+      observe(p, block, observed);
     }
     check_cancelled();
     const PhaseClock::Scope scope(clock_, "solve");
     const RowTimer timer(row.solve_seconds);
-    pass.compress(block, g, stats[g], context);
+    pass.compress(block, g, pass.needs().any() ? current_stats(block, observed, g) : calib::InputStats{},
+                  context);
   }
 }
 
-/// Hands the block's tensors to the writer: those of changed operators as the weights say, all others as they
-/// came.
+/// Transforms leave float32 matrices behind. Those that no pass after `p` works on are stored dense, so they
+/// are rounded to the model's type now: what follows sees the values that the output will have.
+void Run::round_dense(model::Block& block, size_t p) {
+  for (size_t op = 0; op < block.ops().size(); ++op) {
+    const auto* dense = dynamic_cast<const DenseWeight*>(block.ops()[op].weight.get());
+    if (dense == nullptr || !block.replaced(op) || dense->dtype() == model_.dtype()) continue;
+    const auto works_on = [&](const ChainedPass& later) {
+      return settings_of(later.entry, block.index())(block.ops()[op].info.name) != nullptr;
+    };
+    if (std::any_of(passes_.begin() + static_cast<int64_t>(p) + 1, passes_.end(), works_on)) continue;
+    block.replace(op, std::make_shared<DenseWeight>(dense->dense().to(model_.dtype())));
+  }
+}
+
+/// Hands the block's tensors to the writer: those of changed operators as the weights say, changed norms and
+/// biases in the type they came in, all others as they came.
 void Run::store_block(const model::Block& block, BlockRecord& record) {
   const PhaseClock::Scope scope(clock_, "write");
   const RowTimer timer(record.row.write_seconds);
   std::vector<std::string> replaced;
-  for (const model::LinearOp& op : block.ops()) {
-    const bool changed = std::any_of(record.operators.begin(), record.operators.end(),
-                                     [&](const OperatorRow& row) { return row.name == op.info.name; });
+  for (size_t i = 0; i < block.ops().size(); ++i) {
+    const model::LinearOp& op = block.ops()[i];
+    const bool changed = block.replaced(i);
     const auto* packed = dynamic_cast<const quant::QuantizedWeight*>(op.weight.get());
     if (packed != nullptr && (!changed || job_.write.format == WriteFormat::kCompressedTensors)) {
       record.schemes[op.info.name] = packed->scheme();
@@ -244,6 +288,12 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
       op.weight->save(*writer_, op.info.name);
       record.decoded[op.info.name] = decoded_hash(op.weight->dense());
     }
+  }
+  for (const std::string& name : block.changed_vectors()) {
+    const at::Tensor stored = block.vector(name).to(block.stored_type(name));
+    replaced.push_back(name);
+    writer_->add(name, stored);
+    record.changed[name] = io::MemoryCheckpoint({{name, stored}}).hash_of_tensor(name);
   }
   for (const std::string& name : model_.block_tensors(block.index())) {
     const bool is_replaced = std::any_of(replaced.begin(), replaced.end(),
@@ -269,11 +319,13 @@ void Run::commit_block(int64_t index, const std::string& key, BlockRecord record
 /// Adds a finished block to what the report, the config and the verification are made of.
 void Run::take_record(BlockRecord record) {
   for (const std::string& name : model_.block_tensors(record.row.block)) {
-    const bool changed = std::any_of(record.decoded.begin(), record.decoded.end(),
+    const bool changed = record.changed.contains(name) ||
+                         std::any_of(record.decoded.begin(), record.decoded.end(),
                                      [&](const auto& op) { return name.starts_with(op.first + ".weight"); });
     if (!changed) record_.copied[name] = model_.checkpoint().hash_of_tensor(name);
   }
   record_.decoded.insert(record.decoded.begin(), record.decoded.end());
+  record_.changed.insert(record.changed.begin(), record.changed.end());
   for (const OperatorRow& row : record.operators) {
     record_.described[row.name] = row.scheme;
     if (row.fell_back) report_.warnings.push_back(fmt::format("{}: fell back to {}", row.name, row.fallback));

@@ -65,6 +65,7 @@ std::string OutputRecord::to_json() const {
     list.push_back({{"name", file.name}, {"bytes", file.bytes}, {"hash", file.hash}});
   json["operators"] = described;
   json["decoded"] = decoded;
+  json["changed"] = changed;
   json["copied"] = copied;
   json["checksum"] = io::hash_of(json.dump());
   return json.dump(1) + "\n";
@@ -84,6 +85,7 @@ OutputRecord OutputRecord::from_json(const std::string& text, const std::string&
   }
   out.described = read_map(root.at("operators"));
   out.decoded = read_map(root.at("decoded"));
+  if (json.contains("changed")) out.changed = read_map(root.at("changed"));  // not in records before 0.2
   out.copied = read_map(root.at("copied"));
   OrderedJson signed_part = json;
   signed_part.erase("checksum");
@@ -112,11 +114,14 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
     }
   }
   if (found != record.decoded.size()) return "an operator of the record is not in the model";
-  for (const auto& [name, hash] : record.copied) {
-    if (!model.checkpoint().contains(name)) return fmt::format("the tensor '{}' is missing", name);
-    ++result.tensors_compared;
-    if (model.checkpoint().hash_of_tensor(name) != hash)
-      return fmt::format("the tensor '{}' differs from its source", name);
+  for (const auto& [hashes, difference] :
+       {std::pair{&record.copied, "its source"}, std::pair{&record.changed, "what was computed"}}) {
+    for (const auto& [name, hash] : *hashes) {
+      if (!model.checkpoint().contains(name)) return fmt::format("the tensor '{}' is missing", name);
+      ++result.tensors_compared;
+      if (model.checkpoint().hash_of_tensor(name) != hash)
+        return fmt::format("the tensor '{}' differs from {}", name, difference);
+    }
   }
   return "";
 }

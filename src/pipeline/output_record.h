@@ -21,6 +21,7 @@ struct OutputRecord {
   std::vector<io::FileRecord> files;             ///< all files but this one
   std::map<std::string, std::string> decoded;    ///< operator -> hash of its decoded weight
   std::map<std::string, std::string> copied;     ///< tensor that no pass changed -> hash of its stored bytes
+  std::map<std::string, std::string> changed;    ///< norm or bias that a pass changed -> hash of its bytes
   std::map<std::string, std::string> described;  ///< operator -> what it is stored as, for people
 
   /// With a checksum of its own, so that a change of any byte is found.

@@ -42,6 +42,11 @@ std::unique_ptr<Pass> linear_pass(std::string name, calib::Needs needs, bool seq
   return std::make_unique<LinearPass>(std::move(name), needs, sequential, std::move(function));
 }
 
+int64_t stored_bytes(const model::LinearOp& op, at::ScalarType model_dtype) {
+  if (dynamic_cast<const DenseWeight*>(op.weight.get()) == nullptr) return op.weight->bytes();
+  return op.info.out_features * op.info.in_features * static_cast<int64_t>(c10::elementSize(model_dtype));
+}
+
 void replace_and_report(model::Block& block, size_t op, MatrixResult result, const std::string& method,
                         double seconds, const calib::InputStats& stats, PassContext& context) {
   const model::LinearOp& before = block.ops()[op];
@@ -54,7 +59,7 @@ void replace_and_report(model::Block& block, size_t op, MatrixResult result, con
   row.scheme = result.weight->describe();
   row.out_features = before.info.out_features;
   row.in_features = before.info.in_features;
-  row.bytes_before = before.weight->bytes();
+  row.bytes_before = stored_bytes(before, context.model_dtype);
   row.bytes_after = result.weight->bytes();
   row.bits_per_weight = 8.0 * static_cast<double>(row.bytes_after) / static_cast<double>(original.numel());
   row.tokens = stats.tokens;

@@ -6,6 +6,7 @@
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/error.h"
 #include "lcomp/pipeline/pass.h"
+#include "pipeline/pass_order.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -137,7 +138,7 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
     const auto length = static_cast<double>(job.calibration.length);
     const auto batch = static_cast<double>(plan.batch_tokens);
     if (!plan.activations_on_disk) m.activations = to_bytes(tokens * (hidden + s.widest_input) * 4.0);
-    m.statistics = to_bytes(s.largest_moment * 4.0);
+    m.statistics = to_bytes((plan.observes_blocks ? s.all_moments : s.largest_moment) * 4.0);
     m.solver = to_bytes(s.largest_moment * 16.0 + s.largest_operator * 28.0);
     const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
     double per_thread =
@@ -218,10 +219,17 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   std::vector<std::string> names;
   for (const OperatorPlan& op : plan.operators) names.push_back(op.name);
   plan.settings = resolve_targets(job, "job", names, {"lm_head", "model.embed_tokens"});
+  check_pass_order(job, methods, model, plan.settings);
   plan_weights(job, methods, model, plan);
+  bool staged_needs = false;
   for (const PassSpec& pass : job.passes) {
-    const auto instance = methods.find(pass.method).make_pass(*pass.options);
-    plan.needs_calibration = plan.needs_calibration || instance->needs().any();
+    for (const auto& instance : methods.find(pass.method).make_passes(*pass.options)) {
+      // Of those that take statistics, only the last can be staged.
+      plan.observes_blocks = plan.observes_blocks || staged_needs;
+      plan.needs_calibration = plan.needs_calibration || instance->needs().any();
+      staged_needs = instance->needs().any() && instance->sequential();
+      plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
+    }
   }
   plan.compute = resolve_compute(job.compute);
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;

@@ -82,7 +82,8 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
   report_.totals.bytes_before = static_cast<int64_t>(plan_.bytes_before);
   report_.totals.bytes_after = static_cast<int64_t>(plan_.bytes_after);
   for (size_t p = 0; p < job.passes.size(); ++p) {
-    passes_.push_back(methods.find(job.passes[p].method).make_pass(*job.passes[p].options));
+    for (auto& pass : methods.find(job.passes[p].method).make_passes(*job.passes[p].options))
+      passes_.push_back({p, std::move(pass)});
     PassFacts facts{job.passes[p].method, "", 0};
     for (size_t i = 0; i < plan_.operators.size(); ++i) {
       if (!plan_.settings[p][i]) continue;

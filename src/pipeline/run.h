@@ -30,6 +30,19 @@ struct Samples {
   std::unique_ptr<calib::SampleRunner> runner;
 };
 
+/// A pass, and the entry of the job's list that it comes from.
+struct ChainedPass {
+  size_t entry;
+  std::unique_ptr<Pass> pass;
+};
+
+/// Statistics of all groups of a block, for the passes that see the same block function.
+struct Observed {
+  calib::Needs needs;
+  std::vector<calib::InputStats> stats;  ///< empty: none were taken
+  std::vector<at::Tensor> scales;        ///< `Block::input_scale` per group when they were
+};
+
 /// One run of a job: the state that its steps share. `run` in pipeline.cpp says in which order they go.
 class Run {
  public:
@@ -64,10 +77,14 @@ class Run {
   void start_samples();
   bool restore_samples(int64_t block, const std::string& hash);
   BlockRecord compress_block(int64_t index);
-  void run_pass(size_t pass, model::Block& block, BlockRow& row, std::vector<OperatorRow>& rows);
+  bool is_staged(size_t pass) const;
+  void observe(size_t pass, const model::Block& block, Observed& observed);
+  static calib::InputStats current_stats(const model::Block& block, const Observed& observed, size_t group);
+  void run_pass(size_t pass, model::Block& block, Observed& observed, BlockRow& row, PassContext& context);
+  void round_dense(model::Block& block, size_t pass);
   void run_sequential_pass(const Pass& pass, model::Block& block, bool is_last, BlockRow& row,
                            PassContext& context);
-  std::function<const PassOptions*(const std::string&)> settings_of(size_t pass, int64_t block) const;
+  std::function<const PassOptions*(const std::string&)> settings_of(size_t entry, int64_t block) const;
   void store_block(const model::Block& block, BlockRecord& record);
   void commit_block(int64_t index, const std::string& key, BlockRecord record);
   std::filesystem::path samples_file(int64_t block) const;
@@ -79,7 +96,7 @@ class Run {
   const ReportWriter& write_reports_;
   model::Model model_;
   Plan plan_;
-  std::vector<std::unique_ptr<Pass>> passes_;
+  std::vector<ChainedPass> passes_;
   ThreadPool pool_;
   PhaseClock clock_;
   RunReport report_;

@@ -74,6 +74,7 @@ class SampleRunner {
   bool reads_in_place(const model::Block& block, size_t group, const Unit& unit) const;
   void forward_batch(const model::Block& block, size_t group, const Batch& batch, bool gather);
   void add_batch(const model::Block& block, size_t group, const Batch& batch, StatsAccumulator& statistics);
+  int64_t total_tokens() const;
   void count_forward(const model::Block& block, size_t group);
 
   ThreadPool& pool_;

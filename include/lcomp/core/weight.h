@@ -60,6 +60,8 @@ class DenseWeight final : public Weight {
   std::string describe() const override;
   void save(TensorSink& sink, const std::string& name) const override;
 
+  at::ScalarType dtype() const { return weight_.scalar_type(); }
+
  private:
   at::Tensor weight_;
 };

@@ -46,6 +46,10 @@ struct GroupInfo {
   std::vector<size_t> operators;  ///< positions in the block's list of operators
   std::string absorber;  ///< norm or operator that a scale of this input can be folded into; may be empty
   bool input_in_work = false;  ///< `Block::advance` leaves this input in `SampleState::work`
+  /// Grouped query attention: input channel (h * head_width + c) is row (h / heads_per_source * head_width +
+  /// c) of the absorber, because heads_per_source query heads read one value head. 0: channel j is row j.
+  int64_t head_width = 0;
+  int64_t heads_per_source = 1;
 };
 
 /// The facts about a decoder of the Llama skeleton, as data: x += attention(norm1(x)); x += mlp(norm2(x)).

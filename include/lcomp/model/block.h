@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,7 @@ using Tap = std::function<void(size_t group, const at::Tensor& input)>;
 class Block {
  public:
   Block(const Architecture& architecture, int64_t index, std::vector<LinearOp> ops,
-        std::map<std::string, at::Tensor> norms);
+        std::map<std::string, at::Tensor> norms, std::map<std::string, at::ScalarType> stored_types = {});
   ~Block();
   Block(Block&&) noexcept;
 
@@ -52,6 +53,22 @@ class Block {
 
   /// Puts `weight` (same shape) in place of operator `op`'s.
   void replace(size_t op, WeightPtr weight);
+  /// Whether `replace` was called for it.
+  bool replaced(size_t op) const { return replaced_.at(op); }
+
+  /// A norm or the bias of an operator, by full tensor name, float32; undefined when there is none.
+  at::Tensor vector(const std::string& name) const;
+  /// The type that such a tensor is stored in.
+  at::ScalarType stored_type(const std::string& name) const;
+  /// Puts `values` (same shape) in its place.
+  void set_vector(const std::string& name, const at::Tensor& values);
+  /// The norms and biases that were changed.
+  const std::set<std::string>& changed_vectors() const { return changed_vectors_; }
+
+  /// What the inputs of a group have been divided by since the block was loaded (`fold_input_scale`):
+  /// float64 `[in]`, undefined when nothing was folded.
+  const at::Tensor& input_scale(size_t group) const { return input_scales_.at(group); }
+  void multiply_input_scale(size_t group, const at::Tensor& scale);
 
   /// Lays out the weights of a group for products. Needed before samples pass it; done again after `replace`.
   void prepare(size_t group, linalg::Precision precision);
@@ -83,6 +100,10 @@ class Block {
   std::vector<LinearOp> ops_;
   std::vector<GroupInfo> groups_;
   std::map<std::string, at::Tensor> norms_;
+  std::map<std::string, at::ScalarType> stored_types_;  // of norms and biases; float32 when absent
+  std::vector<bool> replaced_;
+  std::set<std::string> changed_vectors_;
+  std::vector<at::Tensor> input_scales_;  // per group
   std::unique_ptr<Kernels> kernels_;
 };
 

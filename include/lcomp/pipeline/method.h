@@ -7,8 +7,10 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <typeinfo>
 #include <vector>
 
+#include "lcomp/core/error.h"
 #include "lcomp/core/options.h"
 
 namespace lcomp::pipeline {
@@ -19,6 +21,19 @@ struct PassOptions {
   /// Shows every field, by its name in job files.
   virtual void visit(FieldVisitor& v) = 0;
   virtual std::unique_ptr<PassOptions> clone() const = 0;
+
+  /// The part of these settings that is a `Struct`, so that a pass works with the settings of every method
+  /// whose chain it stands in. Throws InternalError when they have none.
+  template <class Struct>
+  const Struct& part() const {
+    const void* found = find(typeid(Struct));
+    if (found == nullptr)
+      throw InternalError("PassOptions::part", "the settings must have the part asked for");
+    return *static_cast<const Struct*>(found);
+  }
+
+ protected:
+  virtual const void* find(const std::type_info& /*type*/) const { return nullptr; }
 };
 
 /// Plain option structs (each with `void visit(FieldVisitor&)`) as the settings of a pass; their fields stand
@@ -38,9 +53,29 @@ struct PassOptionsOf final : PassOptions {
 
   void visit(FieldVisitor& v) override { (std::get<Structs>(values).visit(v), ...); }
   std::unique_ptr<PassOptions> clone() const override { return std::make_unique<PassOptionsOf>(*this); }
+
+ protected:
+  const void* find(const std::type_info& type) const override {
+    const void* found = nullptr;
+    ((type == typeid(Structs) ? void(found = &std::get<Structs>(values)) : void()), ...);
+    return found;
+  }
 };
 
 class Pass;
+
+/// The passes of one method, in the order in which a block goes through them.
+using PassChain = std::vector<std::unique_ptr<Pass>>;
+
+/// What a method does to the operators that it is given. The planner refuses orders of passes that cannot
+/// work by it (docs/jobs.md).
+struct Effect {
+  /// Moves scales between the operators of a group and what makes their input (a norm, or the operator in
+  /// front), which keeps the function of the block: all operators of the group must be given together.
+  bool transforms = false;
+  /// Puts weights on a grid: no later pass may change them.
+  bool quantizes = true;
+};
 
 /// An operator before anything of it is read.
 struct PlannedOperator {
@@ -66,9 +101,11 @@ struct MethodInfo {
   /// Size and description of one operator's result; throws InvalidArgument when the settings do not fit the
   /// shape.
   std::function<PlannedWeight(const PassOptions&, const PlannedOperator&)> plan_weight = {};
-  /// The pass itself, from the settings of the job's entry (overrides reach it through
-  /// `PassContext::settings`).
-  std::function<std::unique_ptr<Pass>(const PassOptions&)> make_pass = {};
+  /// The passes, from the settings of the job's entry (overrides reach them through `PassContext::settings`).
+  /// Most methods are one pass; the passes of a chain share the entry, its operators and its settings.
+  std::function<PassChain(const PassOptions&)> make_passes = {};
+  /// What it does to an operator with these settings; without it, the method quantizes.
+  std::function<Effect(const PassOptions&)> effect = {};
 };
 
 /// The methods that job files can name, in the order in which they were added.

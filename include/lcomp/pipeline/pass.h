@@ -37,10 +37,21 @@ class Pass {
   /// Whether the statistics of a group must be taken after the groups before it are compressed ("true
   /// sequential"), rather than for all groups of the block at once.
   virtual bool sequential() const { return false; }
+  /// Whether it only moves scales between operators and what makes their inputs (`model::fold_input_scale`).
+  /// Statistics taken before it then follow by algebra and are not taken again.
+  virtual bool keeps_function() const { return false; }
   /// Replaces the weights of the operators of `group` that `context.settings` knows, and appends their rows.
   virtual void compress(model::Block& block, size_t group, const calib::InputStats& stats,
                         PassContext& context) const = 0;
 };
+
+/// The passes of a method: `chain_of(linear_pass(...))`.
+template <class... Passes>
+PassChain chain_of(std::unique_ptr<Passes>... passes) {
+  PassChain chain;
+  (chain.push_back(std::move(passes)), ...);
+  return chain;
+}
 
 /// What a function on one matrix returns to `linear_pass`: the weight, and the fields of the row that only it
 /// knows (loss, damping, rung, fallback ...); names, sizes and errors are filled in by the caller.
@@ -57,6 +68,10 @@ using MatrixFunction = std::function<MatrixResult(const at::Tensor& weight, cons
 /// Lifts a function on matrices into a pass.
 std::unique_ptr<Pass> linear_pass(std::string name, calib::Needs needs, bool sequential,
                                   MatrixFunction function);
+
+/// Bytes that an operator takes in a model of type `model_dtype`: transforms leave float32 matrices between
+/// the passes, which are not what is stored.
+int64_t stored_bytes(const model::LinearOp& op, at::ScalarType model_dtype);
 
 /// Puts `result` into the block in place of operator `op` and appends its row, with sizes and weight errors
 /// measured here. Used by passes that are more than a function on one matrix.

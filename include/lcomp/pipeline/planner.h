@@ -46,6 +46,7 @@ struct Plan {
   /// alone.
   std::vector<OperatorSettings> settings;
   bool needs_calibration = false;
+  bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
   linalg::Precision compute = linalg::Precision::kF32;             ///< of the calibration's forward passes
   linalg::Precision evaluation_compute = linalg::Precision::kF32;  ///< of the evaluation
   bool activations_on_disk = false;

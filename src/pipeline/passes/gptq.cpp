@@ -9,22 +9,7 @@
 namespace lcomp::pipeline {
 namespace {
 
-/// How GPTQ is run over the operators of a block.
-struct BlockOrderOptions {
-  bool true_sequential = true;
-
-  void visit(FieldVisitor& v) {
-    v.field("true_sequential", true_sequential,
-            "take the statistics of each group of operators after the groups before it are quantized, "
-            "instead of once per block");
-  }
-};
-
-using GptqPassOptions = PassOptionsOf<quant::QuantScheme, quant::GptqOptions, BlockOrderOptions>;
-
-const GptqPassOptions& gptq_options(const PassOptions& options) {
-  return dynamic_cast<const GptqPassOptions&>(options);
-}
+using GptqPassOptions = PassOptionsOf<quant::QuantScheme, quant::GptqOptions, GptqOrderOptions>;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -63,9 +48,9 @@ MatrixResult to_matrix_result(quant::GptqResult result) {
 
 class GptqPass final : public Pass {
  public:
-  explicit GptqPass(bool sequential) : sequential_(sequential) {}
+  GptqPass(std::string method, bool sequential) : method_(std::move(method)), sequential_(sequential) {}
 
-  std::string name() const override { return "gptq"; }
+  std::string name() const override { return method_; }
   calib::Needs needs() const override { return {.second_moment = true}; }
   bool sequential() const override { return sequential_; }
 
@@ -99,9 +84,8 @@ class GptqPass final : public Pass {
                             const calib::InputStats& stats,
                             std::map<const PassOptions*, quant::GptqFactor>& factors,
                             const PassContext& context) {
-    const auto scheme =
-        with_scale_type(gptq_options(settings).get<quant::QuantScheme>(), context.model_dtype);
-    quant::GptqOptions options = gptq_options(settings).get<quant::GptqOptions>();
+    const auto scheme = with_scale_type(settings.part<quant::QuantScheme>(), context.model_dtype);
+    quant::GptqOptions options = settings.part<quant::GptqOptions>();
     options.strict = options.strict || context.strict;
     auto factor = factors.find(&settings);
     if (factor == factors.end()) {
@@ -111,10 +95,15 @@ class GptqPass final : public Pass {
     return to_matrix_result(quant::gptq(op.weight->dense(), factor->second, scheme, options, &context.pool));
   }
 
+  std::string method_;
   bool sequential_;
 };
 
 }  // namespace
+
+std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options) {
+  return std::make_unique<GptqPass>(std::move(method), options.part<GptqOrderOptions>().true_sequential);
+}
 
 MethodInfo gptq_method() {
   MethodInfo info;
@@ -123,11 +112,9 @@ MethodInfo gptq_method() {
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<GptqPassOptions>(); };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
-    return plan_scheme(gptq_options(options).get<quant::QuantScheme>(), "gptq", op);
+    return plan_scheme(options.part<quant::QuantScheme>(), "gptq", op);
   };
-  info.make_pass = [](const PassOptions& options) {
-    return std::make_unique<GptqPass>(gptq_options(options).get<BlockOrderOptions>().true_sequential);
-  };
+  info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass("gptq", options)); };
   return info;
 }
 

@@ -12,12 +12,15 @@ using RtnPassOptions = PassOptionsOf<quant::QuantScheme>;
 
 MatrixResult run_rtn(const at::Tensor& weight, const calib::InputStats&, const PassOptions& options,
                      PassContext& context) {
-  const auto scheme = with_scale_type(dynamic_cast<const RtnPassOptions&>(options).get<quant::QuantScheme>(),
-                                      context.model_dtype);
+  const auto scheme = with_scale_type(options.part<quant::QuantScheme>(), context.model_dtype);
   return {std::make_shared<quant::QuantizedWeight>(quant::rtn(weight, scheme, &context.pool)), {}};
 }
 
 }  // namespace
+
+std::unique_ptr<Pass> rtn_pass(std::string method) {
+  return linear_pass(std::move(method), {}, false, run_rtn);
+}
 
 MethodInfo rtn_method() {
   MethodInfo info;
@@ -25,9 +28,9 @@ MethodInfo rtn_method() {
   info.summary = "round to nearest on a uniform grid (2-8 bits); needs no data";
   info.default_options = [] { return std::make_unique<RtnPassOptions>(); };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
-    return plan_scheme(dynamic_cast<const RtnPassOptions&>(options).get<quant::QuantScheme>(), "rtn", op);
+    return plan_scheme(options.part<quant::QuantScheme>(), "rtn", op);
   };
-  info.make_pass = [](const PassOptions&) { return linear_pass("rtn", {}, false, run_rtn); };
+  info.make_passes = [](const PassOptions&) { return chain_of(rtn_pass("rtn")); };
   return info;
 }
 

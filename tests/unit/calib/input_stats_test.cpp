@@ -60,3 +60,44 @@ TEST_CASE("no tokens give zero statistics", "[calib][stats]") {
   REQUIRE(stats.second_moment.equal(at::zeros({4, 4})));
   REQUIRE(stats.abs_mean.equal(at::zeros({4})));
 }
+
+TEST_CASE("sampled tokens are spread over all tokens, and the same in every run", "[calib][stats]") {
+  const int64_t tokens = 1000;
+  const at::Tensor x = at::arange(tokens, at::kFloat).unsqueeze(1).contiguous();
+  const auto sample = [&](int64_t count, int64_t batch) {
+    StatsAccumulator accumulator(1, {.sampled_tokens = count}, tokens);
+    for (int64_t first = 0; first < tokens; first += batch)
+      accumulator.add(nullptr, x.data_ptr<float>() + first, std::min(batch, tokens - first));
+    return accumulator.finish().samples;
+  };
+  const at::Tensor ten = sample(10, 1000);
+  REQUIRE(ten.sizes() == at::IntArrayRef{10, 1});
+  for (int64_t k = 0; k < 10; ++k) {
+    const double token = ten[k][0].item<double>();
+    REQUIRE((token >= 100.0 * static_cast<double>(k) && token < 100.0 * static_cast<double>(k + 1)));
+  }
+  REQUIRE(sample(10, 7).equal(ten));
+  REQUIRE(sample(5000, 33).equal(x));
+}
+
+TEST_CASE("statistics of divided inputs follow by algebra", "[calib][stats]") {
+  const at::Tensor x = test::normal_matrix(50, 6, "x").to(at::kFloat).contiguous();
+  const at::Tensor scale = at::linspace(0.3, 4, 6, at::kDouble);
+  const calib::Needs needs{.second_moment = true, .abs_mean = true, .abs_max = true, .sampled_tokens = 9};
+  const auto of = [&](const at::Tensor& inputs) {
+    StatsAccumulator accumulator(6, needs, 50);
+    accumulator.add(nullptr, inputs.data_ptr<float>(), 50);
+    return accumulator.finish();
+  };
+  const auto derived = calib::divided(of(x), scale);
+  const auto taken = of((x / scale).to(at::kFloat).contiguous());
+  REQUIRE(derived.tokens == 50);
+  REQUIRE(test::relative_difference(derived.second_moment, taken.second_moment) < 1e-6);
+  REQUIRE(derived.second_moment.equal(derived.second_moment.t()));
+  REQUIRE(test::relative_difference(derived.abs_mean, taken.abs_mean) < 1e-6);
+  REQUIRE(test::relative_difference(derived.abs_max, taken.abs_max) < 1e-6);
+  REQUIRE(test::relative_difference(derived.samples, taken.samples) < 1e-6);
+  REQUIRE(needs.covers({.abs_mean = true, .sampled_tokens = 9}));
+  REQUIRE_FALSE(needs.covers({.sampled_tokens = 10}));
+  REQUIRE_FALSE(calib::Needs{.abs_mean = true}.covers(needs));
+}

@@ -21,6 +21,7 @@ BlockRecord sample() {
   op.loss = 0.25;
   record.operators = {op};
   record.decoded[op.name] = "abc";
+  record.changed["model.layers.3.input_layernorm.weight"] = "def";
   record.schemes[op.name] = {.bits = 3, .symmetric = false, .granularity = quant::Granularity::kChannel};
   record.samples_hash = "def";
   return record;
@@ -34,6 +35,7 @@ TEST_CASE("the record of a block comes back from the journal as it was", "[pipel
   REQUIRE(back.row == record.row);
   REQUIRE((back.operators == record.operators));
   REQUIRE(back.decoded == record.decoded);
+  REQUIRE(back.changed == record.changed);
   REQUIRE(back.samples_hash == record.samples_hash);
   REQUIRE(back.schemes.size() == 1);
   REQUIRE(back.schemes.begin()->second.describe() == record.schemes.begin()->second.describe());
