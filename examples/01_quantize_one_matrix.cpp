@@ -36,6 +36,7 @@ at::Tensor correlated_inputs(lcomp::Rng& rng, int64_t tokens, int64_t features) 
 struct Collector final : lcomp::TensorSink {
   io::NamedTensors tensors;
   void add(const std::string& name, const at::Tensor& tensor) override { tensors.emplace_back(name, tensor); }
+  void add_float8_e4m3(const std::string& name, const at::Tensor& codes) override { add(name, codes); }
 };
 
 void print_error(const char* method, const lcomp::WeightError& error) {

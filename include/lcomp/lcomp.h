@@ -53,6 +53,7 @@
 #include "lcomp/quant/column_loop.h"
 #include "lcomp/quant/gptq.h"
 #include "lcomp/quant/grid.h"
+#include "lcomp/quant/number_format.h"
 #include "lcomp/quant/packing.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "lcomp/quant/rtn.h"

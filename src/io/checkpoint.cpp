@@ -159,6 +159,16 @@ class FileCheckpoint final : public Checkpoint {
 
 }  // namespace
 
+at::Tensor Checkpoint::read_codes(const std::string& name) const {
+  const TensorInfo& tensor = info(name);
+  if (bits_of(tensor.dtype) != 8)
+    throw CorruptFile(file_of(name), fmt::format("the tensor {} must have elements of 8 bits; it is {}",
+                                                 quote_name(name), describe(tensor)));
+  at::Tensor codes = at::empty(tensor.shape, at::kByte);
+  read_bytes(name, 0, std::as_writable_bytes(std::span(codes.data_ptr<uint8_t>(), tensor.bytes())));
+  return codes;
+}
+
 std::string Checkpoint::hash_of_tensor(const std::string& name) const {
   const TensorInfo& tensor = info(name);
   Hasher hasher;
@@ -194,10 +204,13 @@ CheckpointPtr open_checkpoint(const fs::path& path) {
   return std::make_shared<FileCheckpoint>(path, parse_checkpoint_index(read_file(index), index.string()));
 }
 
-MemoryCheckpoint::MemoryCheckpoint(const std::map<std::string, at::Tensor>& tensors) {
+MemoryCheckpoint::MemoryCheckpoint(const std::map<std::string, at::Tensor>& tensors,
+                                   const std::set<std::string>& float8) {
   for (const auto& [name, tensor] : tensors) {
     const at::Tensor kept = tensor.detach().cpu().contiguous();
-    entries_.emplace(name, Entry{info_of(name, kept), kept});
+    TensorInfo info = info_of(name, kept);
+    if (float8.contains(name)) info.dtype = StoredDtype::kF8E4M3;
+    entries_.emplace(name, Entry{std::move(info), kept});
     names_.push_back(name);
   }
 }
@@ -215,7 +228,9 @@ const TensorInfo& MemoryCheckpoint::info(const std::string& name) const {
 }
 
 at::Tensor MemoryCheckpoint::read(const std::string& name) const {
-  return entry(name).tensor.clone();
+  const Entry& found = entry(name);
+  const auto source = [&](std::span<std::byte> out) { read_bytes(name, 0, out); };
+  return decode(found.info, source, "memory");
 }
 
 at::Tensor MemoryCheckpoint::read_as_float(const std::string& name) const {

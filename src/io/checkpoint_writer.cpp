@@ -6,6 +6,7 @@
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/safetensors.h"
+#include "lcomp/io/safetensors_writer.h"
 
 namespace lcomp::io {
 namespace {
@@ -28,17 +29,49 @@ CheckpointWriter::CheckpointWriter(std::filesystem::path work_dir) : work_dir_(s
   make_directories(work_dir_ / kPartsFolder);
 }
 
-void CheckpointWriter::add(const std::string& name, const at::Tensor& tensor) {
-  if (!names_.insert(name).second)
+void CheckpointWriter::add_pending(TensorInfo info, const at::Tensor& tensor) {
+  if (!names_.insert(info.name).second)
     throw InvalidArgument("CheckpointWriter::add",
-                          fmt::format("a tensor must be added once; {} comes again", quote_name(name)));
-  pending_.emplace_back(name, tensor);
+                          fmt::format("a tensor must be added once; {} comes again", quote_name(info.name)));
+  pending_.push_back({std::move(info), tensor});
+}
+
+void CheckpointWriter::add(const std::string& name, const at::Tensor& tensor) {
+  if (!tensor.defined())
+    throw InvalidArgument("CheckpointWriter::add",
+                          fmt::format("the tensor {} must be defined; it is not", quote_name(name)));
+  add_pending(info_of(name, tensor), tensor);
+}
+
+void CheckpointWriter::add_float8_e4m3(const std::string& name, const at::Tensor& codes) {
+  TensorInfo info = info_of(name, codes);
+  if (info.dtype != StoredDtype::kU8 && info.dtype != StoredDtype::kI8)
+    throw InvalidArgument("CheckpointWriter::add_float8_e4m3",
+                          fmt::format("the codes must be bytes; {} came", describe(info)));
+  info.dtype = StoredDtype::kF8E4M3;
+  add_pending(std::move(info), codes);
+}
+
+void CheckpointWriter::add_from(const Checkpoint& source, const std::string& name) {
+  const TensorInfo& info = source.info(name);
+  at::Tensor bytes = at::empty({static_cast<int64_t>(info.bytes())}, at::kByte);
+  source.read_bytes(name, 0, std::as_writable_bytes(std::span(bytes.data_ptr<uint8_t>(), info.bytes())));
+  add_pending(info, bytes);
 }
 
 FileRecord CheckpointWriter::commit_part(const std::string& part) {
-  FileRecord record = write_safetensors(work_dir_ / part_file(part), pending_);
+  std::vector<TensorInfo> infos;
+  std::unordered_map<std::string, at::Tensor> by_name;
+  for (const Pending& added : pending_) {
+    infos.push_back(added.info);
+    by_name.emplace(added.info.name, added.tensor);
+    total_bytes_ += added.info.bytes();
+  }
+  SafetensorsWriter writer(work_dir_ / part_file(part), std::move(infos));
+  for (const TensorInfo& info : writer.tensors())
+    writer.append(info.name, bytes_of(by_name.at(info.name).detach().cpu().contiguous()));
+  FileRecord record = writer.finish();
   parts_.push_back(part);
-  for (const auto& [name, tensor] : pending_) total_bytes_ += tensor.nbytes();
   pending_.clear();
   record.name = part_file(part);
   return record;
@@ -107,9 +140,9 @@ FileRecord CheckpointWriter::write_shard(const std::filesystem::path& path, cons
 std::vector<FileRecord> CheckpointWriter::finish(const std::filesystem::path& out_dir,
                                                  uint64_t shard_size) const {
   if (!pending_.empty())
-    throw InvalidArgument(
-        "CheckpointWriter::finish",
-        fmt::format("all tensors must be in committed parts; {} is not", quote_name(pending_.front().first)));
+    throw InvalidArgument("CheckpointWriter::finish",
+                          fmt::format("all tensors must be in committed parts; {} is not",
+                                      quote_name(pending_.front().info.name)));
   if (shard_size == 0)
     throw InvalidArgument("CheckpointWriter::finish", "shard_size must be at least 1 byte; it is 0");
   make_directories(out_dir);

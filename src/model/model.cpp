@@ -1,13 +1,14 @@
 #include "lcomp/model/model.h"
 
 #include <cstring>
+#include <set>
 
 #include "io/json_util.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
-#include "lcomp/quant/quantized_weight.h"
 #include "model/kernels.h"
+#include "model/weight_formats.h"
 
 namespace lcomp::model {
 namespace {
@@ -24,17 +25,6 @@ bool is_stray_buffer(const std::string& name) {
 std::string shape_text(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
-
-/// Names of the parts of one linear operator's packed weight.
-struct PackedNames {
-  explicit PackedNames(const std::string& op)
-      : packed(op + ".weight_packed"),
-        scale(op + ".weight_scale"),
-        shape(op + ".weight_shape"),
-        zero(op + ".weight_zero_point"),
-        group_index(op + ".weight_g_idx") {}
-  std::string packed, scale, shape, zero, group_index;
-};
 
 /// Position of the first NaN or infinity as "[row, column]", or "" when all values are finite.
 std::string first_non_finite(const at::Tensor& tensor) {
@@ -80,22 +70,30 @@ void Model::check_tensor(const std::string& name, const std::vector<int64_t>& sh
   }
 }
 
+const QuantizationConfig::Group* Model::group_of(const OperatorInfo& op) const {
+  if (!quantization_) return nullptr;
+  const auto* group = quantization_->group_for(op.name);
+  if (group == nullptr) return nullptr;
+  return find_weight_format(group->format)->is_stored(*checkpoint_, op.name) ? group : nullptr;
+}
+
 void Model::check_operator(const OperatorInfo& op) const {
   if (op.has_bias) check_tensor(op.name + ".bias", {op.out_features});
-  const PackedNames packed(op.name);
-  const bool is_packed = checkpoint_->contains(packed.packed);
-  if (is_packed && checkpoint_->contains(op.name + ".weight")) {
-    throw CorruptFile(
-        where_,
-        fmt::format("the operator '{}' must be dense or packed; it has both .weight and .weight_packed",
-                    op.name));
+  const auto* group = group_of(op);
+  if (group == nullptr) {
+    for (const WeightFormat& format : weight_formats()) {
+      if (!format.is_stored(*checkpoint_, op.name)) continue;
+      throw CorruptFile(where_,
+                        fmt::format("'{}{}' must belong to a group of quantization_config with the format "
+                                    "{}; none matches it",
+                                    op.name, format.marker, format.name));
+    }
+    return check_tensor(op.name + ".weight", {op.out_features, op.in_features});
   }
-  if (!is_packed) {
-    check_tensor(op.name + ".weight", {op.out_features, op.in_features});
-  } else if (!quantization_ || !quantization_->scheme_for(op.name)) {
-    throw CorruptFile(
-        where_,
-        fmt::format("'{}' must belong to a group of quantization_config; none matches it", packed.packed));
+  const std::string_view marker = find_weight_format(group->format)->marker;
+  if (marker != ".weight" && checkpoint_->contains(op.name + ".weight")) {
+    throw CorruptFile(where_, fmt::format("the operator '{}' must be dense or {}; it has both .weight and {}",
+                                          op.name, group->format, marker));
   }
 }
 
@@ -146,25 +144,15 @@ at::Tensor Model::read_finite(const std::string& name) const {
 }
 
 WeightPtr Model::load_weight(const OperatorInfo& op) const {
-  const PackedNames names(op.name);
-  if (!checkpoint_->contains(names.packed))
-    return std::make_shared<DenseWeight>(read_finite(op.name + ".weight"));
-  const auto read_if = [&](const std::string& name) {
-    return checkpoint_->contains(name) ? checkpoint_->read(name) : at::Tensor();
-  };
-  quant::PackedTensors packed;
-  packed.packed = checkpoint_->read(names.packed);
-  packed.scale = read_finite(names.scale);
-  packed.shape = read_if(names.shape);
-  packed.zero_point = read_if(names.zero);
-  packed.group_index = read_if(names.group_index);
-  auto weight = std::make_shared<quant::QuantizedWeight>(
-      quant::QuantizedWeight::from_packed(packed, *quantization_->scheme_for(op.name), op.name));
+  const auto* group = group_of(op);
+  if (group == nullptr) return std::make_shared<DenseWeight>(read_finite(op.name + ".weight"));
+  const WeightFormat& format = *find_weight_format(group->format);
+  WeightPtr weight = format.load(StoredOperator(*this, op), *group);
   if (weight->out_features() != op.out_features || weight->in_features() != op.in_features) {
     throw CorruptFile(
-        checkpoint_->file_of(names.packed),
-        fmt::format("the packed weight of '{}' must be [{}, {}]; it is [{}, {}]", op.name, op.out_features,
-                    op.in_features, weight->out_features(), weight->in_features()));
+        checkpoint_->file_of(op.name + std::string(format.marker)),
+        fmt::format("the {} weight of '{}' must be [{}, {}]; it is [{}, {}]", group->format, op.name,
+                    op.out_features, op.in_features, weight->out_features(), weight->in_features()));
   }
   return weight;
 }
@@ -254,18 +242,18 @@ at::Tensor Model::head_rows(int64_t begin, int64_t count) const {
 
 int64_t Model::parameters() const {
   int64_t sum = 0;
-  for (const std::string& name : checkpoint_->names()) {
-    if (is_stray_buffer(name) || name.ends_with(".weight_scale") || name.ends_with(".weight_shape") ||
-        name.ends_with(".weight_zero_point") || name.ends_with(".weight_g_idx") ||
-        name.ends_with(".weight_packed")) {
-      continue;
-    }
-    sum += checkpoint_->info(name).elements();
-  }
+  std::set<std::string> operators;
   for (int64_t i = 0; i < size(); ++i) {
     for (const OperatorInfo& op : architecture_.operators(i)) {
-      if (checkpoint_->contains(op.name + ".weight_packed")) sum += op.out_features * op.in_features;
+      operators.insert(op.name);
+      sum += op.out_features * op.in_features;
     }
+  }
+  for (const std::string& name : checkpoint_->names()) {
+    // Whatever a matrix is stored as, it counts as the matrix.
+    const bool of_matrix = operators.contains(name.substr(0, name.find(".weight"))) ||
+                           operators.contains(name.substr(0, name.find(".input_")));
+    if (!of_matrix && !is_stray_buffer(name)) sum += checkpoint_->info(name).elements();
   }
   return sum;
 }

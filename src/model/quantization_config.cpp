@@ -1,17 +1,24 @@
 #include "lcomp/model/quantization_config.h"
 
+#include <fmt/ranges.h>
+
 #include <nlohmann/json.hpp>
 #include <regex>
 
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
+#include "model/weight_formats.h"
 
 namespace lcomp::model {
 namespace {
 
 using io::OrderedJsonView;
 using quant::Granularity;
+using quant::NumberFormat;
 using quant::QuantScheme;
+
+constexpr const char* kCompressedTensors = "compressed-tensors";
+constexpr const char* kOwnMethod = "lcomp";
 
 enum class Match { kNone, kClass, kRegex, kExact };
 
@@ -31,34 +38,70 @@ Match best_match(const std::vector<std::string>& targets, const std::string& nam
   return best;
 }
 
-Granularity read_granularity(const OrderedJsonView& weights, int64_t group_size) {
+/// Reads a scale's strategy into the scheme, and into `block_rows` when a scale serves a block of the matrix.
+void read_strategy(const OrderedJsonView& weights, QuantScheme& scheme, int64_t& block_rows) {
+  const int64_t group_size = weights.integer_or("group_size", 0);
   const char* by_size = group_size > 0 ? "group" : group_size == -1 ? "channel" : "tensor";
   const std::string strategy = weights.text_or("strategy", by_size);
-  if (strategy == "group") return Granularity::kGroup;
-  if (strategy == "channel") return Granularity::kChannel;
-  if (strategy == "tensor") return Granularity::kTensor;
-  throw Unsupported("config.json: " + weights.pointer(),
-                    fmt::format("strategy must be one of group, channel, tensor; it is '{}'", strategy));
+  if (strategy == "group" && group_size < 1)
+    weights.fail(fmt::format("group_size must be positive for the strategy group; it is {}", group_size));
+  if (strategy == "group") {
+    scheme.granularity = Granularity::kGroup;
+    scheme.group_size = group_size;
+  } else if (strategy == "channel") {
+    scheme.granularity = Granularity::kChannel;
+  } else if (strategy == "tensor") {
+    scheme.granularity = Granularity::kTensor;
+  } else if (strategy == "block") {
+    const std::vector<int64_t> block = weights.at("block_structure").integers(1, int64_t{1} << 31);
+    if (block.size() != 2)
+      weights.fail(
+          fmt::format("block_structure must hold rows and columns; it has {} numbers", block.size()));
+    scheme.granularity = Granularity::kGroup;
+    block_rows = block[0];
+    scheme.group_size = block[1];
+  } else {
+    throw Unsupported(
+        "config.json: " + weights.pointer(),
+        fmt::format("strategy must be one of group, channel, tensor, block; it is '{}'", strategy));
+  }
 }
 
-QuantScheme read_scheme(const OrderedJsonView& weights) {
+/// How `weights.type` names a number format.
+std::string_view type_name(NumberFormat format) {
+  switch (format) {
+    case NumberFormat::kNf4:
+      return "nf4";
+    case NumberFormat::kFp8E4m3:
+      return "float";
+    case NumberFormat::kInt:
+      break;
+  }
+  return "int";
+}
+
+QuantScheme read_scheme(const OrderedJsonView& weights, const WeightFormat& format, int64_t& block_rows) {
   QuantScheme scheme;
+  scheme.format = format.number_format;
   const std::string type = weights.text_or("type", "int");
-  if (type != "int") {
+  if (type != type_name(scheme.format)) {
     throw Unsupported("config.json: " + weights.pointer(),
-                      fmt::format("the type of packed weights must be int; it is '{}'", type));
+                      fmt::format("the type of {} weights must be {}; it is '{}'", format.name,
+                                  type_name(scheme.format), type));
   }
-  scheme.bits = weights.integer_or("num_bits", 8);
-  if (scheme.bits < 2 || scheme.bits > 8)
-    weights.fail(fmt::format("num_bits must lie in 2..8; it is {}", scheme.bits));
+  const int64_t bits = weights.integer_or("num_bits", 8);
+  if (scheme.format == NumberFormat::kInt) {
+    if (bits < 2 || bits > 8) weights.fail(fmt::format("num_bits must lie in 2..8; it is {}", bits));
+    scheme.bits = bits;
+  } else if (bits != scheme.code_bits()) {
+    throw Unsupported(
+        "config.json: " + weights.pointer(),
+        fmt::format("num_bits of the type {} must be {}; it is {}", type, scheme.code_bits(), bits));
+  }
   scheme.symmetric = weights.boolean_or("symmetric", true);
-  const int64_t group_size = weights.integer_or("group_size", 0);
-  scheme.granularity = read_granularity(weights, group_size);
-  if (scheme.granularity == Granularity::kGroup) {
-    if (group_size < 1)
-      weights.fail(fmt::format("group_size must be positive for the strategy group; it is {}", group_size));
-    scheme.group_size = group_size;
-  }
+  if (!scheme.symmetric && scheme.format != NumberFormat::kInt)
+    weights.fail(fmt::format("symmetric must be true for the type {}; it is false", type));
+  read_strategy(weights, scheme, block_rows);
   return scheme;
 }
 
@@ -76,39 +119,79 @@ std::vector<std::string> read_patterns(const OrderedJsonView& list) {
   return patterns;
 }
 
-QuantizationConfig::Group read_group(const OrderedJsonView& group) {
-  if (group.find("input_activations") || group.find("output_activations")) {
-    throw Unsupported("config.json: " + group.pointer(),
-                      "only weights may be quantized; this group quantizes activations");
-  }
-  const auto format = group.text_or("format", "pack-quantized");
-  if (format != "pack-quantized") {
-    throw Unsupported("config.json: " + group.pointer(),
-                      fmt::format("the format must be pack-quantized; it is '{}'", format));
-  }
-  return {read_patterns(group.at("targets")), read_scheme(group.at("weights"))};
+std::string known_formats() {
+  std::vector<std::string_view> names;
+  for (const WeightFormat& format : weight_formats()) names.push_back(format.name);
+  return fmt::format("{}", fmt::join(names, ", "));
 }
 
-nlohmann::ordered_json scheme_to_json(const QuantScheme& scheme) {
+/// The format of a group: its own, or that of the whole config.
+const WeightFormat& read_format(const OrderedJsonView& group, const std::string& common) {
+  std::string name = group.text_or("format", common);
+  if (name == "mixed-precision")
+    group.fail("format must be given in every group where the whole is mixed-precision; it is missing");
+  if (name == "dense") name = "pack-quantized";  // which operators are stored so, their tensors tell
+  if (name == "naive-quantized") {
+    const auto weights = group.find("weights");
+    name = weights && weights->text_or("type", "int") == "float" ? "float-quantized" : "int-quantized";
+  }
+  const WeightFormat* format = find_weight_format(name);
+  if (format == nullptr) {
+    throw Unsupported("config.json: " + group.pointer(),
+                      fmt::format("the format must be one of {}; it is '{}'", known_formats(), name));
+  }
+  return *format;
+}
+
+QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format) {
+  if (json.find("input_activations") || json.find("output_activations")) {
+    throw Unsupported("config.json: " + json.pointer(),
+                      "only weights may be quantized; this group quantizes activations");
+  }
+  const WeightFormat& format = read_format(json, common_format);
+  QuantizationConfig::Group group;
+  group.format = format.name;
+  group.targets = read_patterns(json.at("targets"));
+  group.scheme = read_scheme(json.at("weights"), format, group.block_rows);
+  if (const auto numbers = json.find("lcomp")) {
+    for (const auto& [name, value] : numbers->members()) group.numbers[name] = value.number();
+  }
+  return group;
+}
+
+nlohmann::ordered_json scheme_to_json(const QuantScheme& scheme, int64_t block_rows) {
+  const bool grouped = scheme.granularity == Granularity::kGroup;
   nlohmann::ordered_json json;
-  json["num_bits"] = scheme.bits;
-  json["type"] = "int";
+  json["num_bits"] = scheme.code_bits();
+  json["type"] = type_name(scheme.format);
   json["symmetric"] = scheme.symmetric;
-  json["strategy"] = std::string(name_of(scheme.granularity));
-  json["group_size"] = scheme.granularity == Granularity::kGroup ? nlohmann::ordered_json(scheme.group_size)
-                                                                 : nlohmann::ordered_json();
+  json["strategy"] = block_rows > 0 ? "block" : std::string(name_of(scheme.granularity));
+  json["group_size"] = nullptr;
+  if (grouped && block_rows == 0) json["group_size"] = scheme.group_size;
   json["dynamic"] = false;
   json["actorder"] = nullptr;
   json["block_structure"] = nullptr;
+  if (block_rows > 0) json["block_structure"] = {block_rows, scheme.group_size};
   json["observer"] = "minmax";
   json["observer_kwargs"] = nlohmann::ordered_json::object();
   return json;
 }
 
+nlohmann::ordered_json group_to_json(const QuantizationConfig::Group& group, bool with_format) {
+  nlohmann::ordered_json json;
+  json["targets"] = group.targets;
+  if (with_format) json["format"] = group.format;
+  json["input_activations"] = nullptr;
+  json["output_activations"] = nullptr;
+  json["weights"] = scheme_to_json(group.scheme, group.block_rows);
+  if (!group.numbers.empty()) json["lcomp"] = group.numbers;
+  return json;
+}
+
 }  // namespace
 
-std::optional<QuantScheme> QuantizationConfig::scheme_for(const std::string& name) const {
-  if (best_match(ignore, name) != Match::kNone) return std::nullopt;
+const QuantizationConfig::Group* QuantizationConfig::group_for(const std::string& name) const {
+  if (best_match(ignore, name) != Match::kNone) return nullptr;
   const Group* chosen = nullptr;
   Match best = Match::kNone;
   for (const Group& group : groups) {
@@ -118,26 +201,40 @@ std::optional<QuantScheme> QuantizationConfig::scheme_for(const std::string& nam
       chosen = &group;
     }
   }
-  return chosen == nullptr ? std::nullopt : std::optional(chosen->scheme);
+  return chosen;
+}
+
+std::optional<QuantScheme> QuantizationConfig::scheme_for(const std::string& name) const {
+  const Group* group = group_for(name);
+  return group == nullptr ? std::nullopt : std::optional(group->scheme);
+}
+
+std::string QuantizationConfig::Group::to_json() const {
+  return group_to_json(*this, true).dump();
+}
+
+QuantizationConfig::Group QuantizationConfig::Group::from_json(std::string_view text,
+                                                               const std::string& where) {
+  const io::OrderedJson json = io::parse_ordered_json(text, where, {.error = ErrorKind::kConfig});
+  return read_group(OrderedJsonView(json, where, ErrorKind::kConfig), "pack-quantized");
 }
 
 std::string QuantizationConfig::to_json() const {
+  const bool mixed = std::any_of(groups.begin(), groups.end(),
+                                 [&](const Group& group) { return group.format != groups[0].format; });
+  const bool own = std::any_of(groups.begin(), groups.end(),
+                               [](const Group& group) { return group.format.starts_with("lcomp-"); });
   nlohmann::ordered_json json;
-  json["quant_method"] = "compressed-tensors";
-  json["format"] = "pack-quantized";
+  json["quant_method"] = own ? kOwnMethod : kCompressedTensors;
+  json["format"] = mixed ? "mixed-precision" : groups.empty() ? "dense" : groups[0].format;
   json["quantization_status"] = "compressed";
   json["global_compression_ratio"] = nullptr;
   json["kv_cache_scheme"] = nullptr;
   json["ignore"] = ignore;
   auto& all = json["config_groups"] = nlohmann::ordered_json::object();
-  for (size_t i = 0; i < groups.size(); ++i) {
-    nlohmann::ordered_json group;
-    group["targets"] = groups[i].targets;
-    group["input_activations"] = nullptr;
-    group["output_activations"] = nullptr;
-    group["weights"] = scheme_to_json(groups[i].scheme);
-    all[fmt::format("group_{}", i)] = group;
-  }
+  // Older readers know no format of a group, so it is there only where it says something.
+  for (size_t i = 0; i < groups.size(); ++i)
+    all[fmt::format("group_{}", i)] = group_to_json(groups[i], mixed);
   return json.dump();
 }
 
@@ -149,14 +246,18 @@ std::optional<QuantizationConfig> QuantizationConfig::read(std::string_view conf
   if (!config) config = root.find("compression_config");
   if (!config) return std::nullopt;
   const std::string method = config->text_or("quant_method", "");
-  if (method != "compressed-tensors") {
-    throw Unsupported(where + ", quantization_config",
-                      fmt::format("quant_method must be compressed-tensors; it is '{}'", method));
+  if (method != kCompressedTensors && method != kOwnMethod) {
+    throw Unsupported(
+        where + ", quantization_config",
+        fmt::format("quant_method must be {} or {}; it is '{}'", kCompressedTensors, kOwnMethod, method));
   }
   const std::string format = config->text_or("format", "dense");
-  if (format != "pack-quantized" && format != "dense") {
+  const bool is_common = format == "dense" || format == "mixed-precision" || format == "naive-quantized";
+  if (!is_common && find_weight_format(format) == nullptr) {
     throw Unsupported(where + ", quantization_config",
-                      fmt::format("the format must be pack-quantized or dense; it is '{}'", format));
+                      fmt::format("the format must be one of {}, naive-quantized, mixed-precision, dense; it "
+                                  "is '{}'",
+                                  known_formats(), format));
   }
   if (const auto rotations = config->find("transform_config"); rotations && !rotations->value().empty()) {
     throw Unsupported(where + ", quantization_config",
@@ -165,7 +266,7 @@ std::optional<QuantizationConfig> QuantizationConfig::read(std::string_view conf
   QuantizationConfig out;
   if (const auto ignore = config->find("ignore")) out.ignore = read_patterns(*ignore);
   if (const auto groups = config->find("config_groups")) {
-    for (const auto& [name, group] : groups->members()) out.groups.push_back(read_group(group));
+    for (const auto& [name, group] : groups->members()) out.groups.push_back(read_group(group, format));
   }
   return out;
 }

@@ -16,26 +16,6 @@ std::string rows_to_json(const BlockRow& row, const std::vector<OperatorRow>& op
   return to_json(carrier);
 }
 
-io::Json scheme_to_json(const quant::QuantScheme& scheme) {
-  return {{"bits", scheme.bits},
-          {"symmetric", scheme.symmetric},
-          {"granularity", std::string(name_of(scheme.granularity))},
-          {"group_size", scheme.group_size}};
-}
-
-quant::QuantScheme scheme_from_json(const io::JsonView& json) {
-  quant::QuantScheme scheme;
-  scheme.bits = json.at("bits").integer(2, 8);
-  scheme.symmetric = json.at("symmetric").boolean();
-  scheme.group_size = json.at("group_size").integer(1);
-  const std::string granularity = json.at("granularity").text();
-  for (size_t i = 0; i < EnumNames<quant::Granularity>::names.size(); ++i) {
-    if (granularity == EnumNames<quant::Granularity>::names[i])
-      scheme.granularity = static_cast<quant::Granularity>(i);
-  }
-  return scheme;
-}
-
 }  // namespace
 
 std::string BlockRecord::to_json() const {
@@ -44,8 +24,8 @@ std::string BlockRecord::to_json() const {
   json["decoded"] = decoded;
   json["changed"] = changed;
   json["samples_hash"] = samples_hash;
-  auto& all = json["schemes"] = io::Json::object();
-  for (const auto& [name, scheme] : schemes) all[name] = scheme_to_json(scheme);
+  auto& all = json["groups"] = io::Json::object();
+  for (const auto& [name, group] : groups) all[name] = group.to_json();
   return json.dump();
 }
 
@@ -59,8 +39,8 @@ BlockRecord BlockRecord::from_json(const std::string& text) {
   out.operators = carrier.operators;
   for (const auto& [name, hash] : root.at("decoded").members()) out.decoded[name] = hash.text();
   for (const auto& [name, hash] : root.at("changed").members()) out.changed[name] = hash.text();
-  for (const auto& [name, scheme] : root.at("schemes").members())
-    out.schemes[name] = scheme_from_json(scheme);
+  for (const auto& [name, group] : root.at("groups").members())
+    out.groups[name] = model::QuantizationConfig::Group::from_json(group.text(), kWhere);
   out.samples_hash = root.at("samples_hash").text();
   return out;
 }

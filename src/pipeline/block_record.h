@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "lcomp/model/quantization_config.h"
 #include "lcomp/pipeline/report_data.h"
-#include "lcomp/quant/scheme.h"
 
 namespace lcomp::pipeline {
 
@@ -18,8 +18,8 @@ struct BlockRecord {
   std::map<std::string, std::string> decoded;
   /// Norms and biases that a pass changed: hash of the stored tensor.
   std::map<std::string, std::string> changed;
-  /// Grid of every operator that is stored packed.
-  std::map<std::string, quant::QuantScheme> schemes;
+  /// How every operator is stored that is not dense; without targets.
+  std::map<std::string, model::QuantizationConfig::Group> groups;
   /// Hash of the samples behind this block, when they are saved for a resume; empty when there are none.
   std::string samples_hash;
 

@@ -4,7 +4,7 @@
 #include "lcomp/io/checkpoint.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
-#include "lcomp/quant/quantized_weight.h"
+#include "model/weight_formats.h"
 #include "pipeline/run.h"
 
 /// The block loop of a run: load, compress, forward, write, commit.
@@ -273,12 +273,13 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
   std::vector<std::string> replaced;
   for (size_t i = 0; i < block.ops().size(); ++i) {
     const model::LinearOp& op = block.ops()[i];
-    const bool changed = block.replaced(i);
-    const auto* packed = dynamic_cast<const quant::QuantizedWeight*>(op.weight.get());
-    if (packed != nullptr && (!changed || job_.write.format == WriteFormat::kCompressedTensors)) {
-      record.schemes[op.info.name] = packed->scheme();
+    if (!block.replaced(i)) {
+      if (const auto* stored = model_.group_of(op.info)) {
+        auto& group = record.groups[op.info.name] = *stored;
+        group.targets.clear();
+      }
+      continue;
     }
-    if (!changed) continue;
     replaced.push_back(op.info.name + ".weight");
     if (job_.write.format == WriteFormat::kDense) {
       const at::Tensor dense = op.weight->dense().to(model_.dtype());
@@ -286,6 +287,7 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
       record.decoded[op.info.name] = decoded_hash(dense);
     } else {
       op.weight->save(*writer_, op.info.name);
+      if (auto group = model::storage_group(*op.weight)) record.groups[op.info.name] = *group;
       record.decoded[op.info.name] = decoded_hash(op.weight->dense());
     }
   }
@@ -298,7 +300,7 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
   for (const std::string& name : model_.block_tensors(block.index())) {
     const bool is_replaced = std::any_of(replaced.begin(), replaced.end(),
                                          [&](const std::string& prefix) { return name.starts_with(prefix); });
-    if (!is_replaced) writer_->add(name, model_.checkpoint().read(name));
+    if (!is_replaced) writer_->add_from(model_.checkpoint(), name);
   }
 }
 
@@ -330,7 +332,7 @@ void Run::take_record(BlockRecord record) {
     record_.described[row.name] = row.scheme;
     if (row.fell_back) report_.warnings.push_back(fmt::format("{}: fell back to {}", row.name, row.fallback));
   }
-  schemes_.insert(record.schemes.begin(), record.schemes.end());
+  groups_.insert(record.groups.begin(), record.groups.end());
   report_.operators.insert(report_.operators.end(), record.operators.begin(), record.operators.end());
   report_.blocks.push_back(record.row);
 }

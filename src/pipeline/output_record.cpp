@@ -9,33 +9,29 @@ namespace {
 
 using io::OrderedJson;
 
-/// Two operators share a config group when a reader decodes them alike.
-bool same_grid(const quant::QuantScheme& a, const quant::QuantScheme& b) {
-  return a.bits == b.bits && a.symmetric == b.symmetric && a.granularity == b.granularity &&
-         (a.granularity != quant::Granularity::kGroup || a.group_size == b.group_size);
-}
-
 std::map<std::string, std::string> read_map(const io::OrderedJsonView& json) {
   std::map<std::string, std::string> out;
   for (const auto& [name, value] : json.members()) out[name] = value.text();
   return out;
 }
 
-model::QuantizationConfig quantization_config(const model::Architecture& architecture,
-                                              const std::map<std::string, quant::QuantScheme>& schemes) {
-  model::QuantizationConfig config;
+using model::QuantizationConfig;
+
+QuantizationConfig quantization_config(const model::Architecture& architecture,
+                                       const std::map<std::string, QuantizationConfig::Group>& stored) {
+  QuantizationConfig config;
   config.ignore = {"lm_head"};
+  std::map<std::string, size_t> known;  // operators share a group when a reader is told the same of them
   for (int64_t block = 0; block < architecture.layers; ++block) {
     for (const model::OperatorInfo& op : architecture.operators(block)) {
-      const auto scheme = schemes.find(op.name);
-      if (scheme == schemes.end()) {
+      const auto group = stored.find(op.name);
+      if (group == stored.end()) {
         config.ignore.push_back(op.name);
         continue;
       }
-      auto group = std::find_if(config.groups.begin(), config.groups.end(),
-                                [&](const auto& g) { return same_grid(g.scheme, scheme->second); });
-      if (group == config.groups.end()) group = config.groups.insert(group, {{}, scheme->second});
-      group->targets.push_back(op.name);
+      const auto [entry, is_new] = known.emplace(group->second.to_json(), config.groups.size());
+      if (is_new) config.groups.push_back(group->second);
+      config.groups[entry->second].targets.push_back(op.name);
     }
   }
   // The largest group is named by class, the others by operator: exact names win over the class.
@@ -127,14 +123,14 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
 }
 
 std::string output_config(const model::Model& source,
-                          const std::map<std::string, quant::QuantScheme>& schemes) {
+                          const std::map<std::string, QuantizationConfig::Group>& groups) {
   OrderedJson json = io::parse_ordered_json(source.config_json(), source.where() + "/config.json",
                                             {.error = ErrorKind::kConfig});
   json.erase("quantization_config");
   json.erase("compression_config");
-  if (!schemes.empty()) {
+  if (!groups.empty()) {
     json["quantization_config"] =
-        OrderedJson::parse(quantization_config(source.architecture(), schemes).to_json());
+        OrderedJson::parse(quantization_config(source.architecture(), groups).to_json());
   }
   return json.dump(2) + "\n";
 }

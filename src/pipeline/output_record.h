@@ -38,8 +38,8 @@ std::string decoded_hash(const at::Tensor& matrix);
 std::string compare_tensors(const model::Model& model, const OutputRecord& record, Verification& result);
 
 /// config.json of the output: that of the source with `quantization_config` set (or removed when no operator
-/// is packed).
+/// is stored in another way than dense); `groups` says how the others are stored, by operator.
 std::string output_config(const model::Model& source,
-                          const std::map<std::string, quant::QuantScheme>& schemes);
+                          const std::map<std::string, model::QuantizationConfig::Group>& groups);
 
 }  // namespace lcomp::pipeline

@@ -33,21 +33,20 @@ linalg::Precision resolve_compute(Compute compute) {
 std::vector<OperatorPlan> list_operators(const model::Model& model) {
   std::vector<OperatorPlan> out;
   for (int64_t block = 0; block < model.size(); ++block) {
+    const std::vector<std::string> tensors = model.block_tensors(block);
     for (const model::OperatorInfo& op : model.architecture().operators(block)) {
       OperatorPlan plan;
       plan.name = op.name;
       plan.block = block;
       plan.out_features = op.out_features;
       plan.in_features = op.in_features;
-      const bool dense = model.checkpoint().contains(op.name + ".weight");
-      for (const char* suffix :
-           {".weight", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape"}) {
-        if (model.checkpoint().contains(op.name + suffix)) {
-          plan.bytes_before += static_cast<int64_t>(model.checkpoint().info(op.name + suffix).bytes());
-        }
+      for (const std::string& name : tensors) {
+        if (name.starts_with(op.name + ".weight"))
+          plan.bytes_before += static_cast<int64_t>(model.checkpoint().info(name).bytes());
       }
       plan.bytes_after = plan.bytes_before;
-      plan.scheme = dense ? "as stored" : "packed as stored";
+      const auto* group = model.group_of(op);
+      plan.scheme = group == nullptr ? "as stored" : fmt::format("{} as stored", group->format);
       out.push_back(std::move(plan));
     }
   }

@@ -190,7 +190,13 @@ void Run::write_outer_tensors() {
     writer_->adopt_part("outer");
     return;
   }
-  for (const std::string& name : model_.outer_tensors()) writer_->add(name, model_.read_finite(name));
+  for (const std::string& name : model_.outer_tensors()) {
+    if (io::scalar_type_of(model_.checkpoint().info(name).dtype)) {
+      writer_->add(name, model_.read_finite(name));
+    } else {
+      writer_->add_from(model_.checkpoint(), name);
+    }
+  }
   work_->journal().commit({"outer", last_key_, {writer_->commit_part("outer")}, ""});
 }
 
@@ -203,7 +209,7 @@ void Run::assemble() {
   constexpr auto kOneFile = std::numeric_limits<int64_t>::max();
   const int64_t shard_size = job_.write.shard_size > 0 ? job_.write.shard_size : kOneFile;
   record_.files = writer_->finish(staging, static_cast<uint64_t>(shard_size));
-  record_.files.push_back(io::write_file_atomic(staging / "config.json", output_config(model_, schemes_)));
+  record_.files.push_back(io::write_file_atomic(staging / "config.json", output_config(model_, groups_)));
   for (const io::FileRecord& file : io::copy_companion_files(job_.model, staging))
     record_.files.push_back(file);
   step("assemble", 1, 1);

@@ -107,7 +107,7 @@ class Run {
   std::string job_key_;
   std::string last_key_;
   OutputRecord record_;
-  std::map<std::string, quant::QuantScheme> schemes_;
+  std::map<std::string, model::QuantizationConfig::Group> groups_;
 };
 
 }  // namespace lcomp::pipeline

@@ -26,6 +26,7 @@ void require_stored(bool holds, const std::string& tensor, const std::string& wh
 }
 
 bool holds_codes(const at::Tensor& tensor, const QuantScheme& scheme) {
+  if (scheme.format == NumberFormat::kFp8E4m3) return !tensor.bitwise_and(0x7F).eq(0x7F).any().item<bool>();
   return tensor.min().item<int64_t>() >= scheme.lowest_code() &&
          tensor.max().item<int64_t>() <= scheme.highest_code();
 }
@@ -144,6 +145,8 @@ QuantizedWeight::QuantizedWeight(const QuantScheme& scheme, at::Tensor codes, at
   require(codes_.dim() == 2 && codes_.scalar_type() == at::kChar, "codes must be an int8 matrix [out, in]",
           codes_);
   scheme_.validate(codes_.sizes(), "QuantizedWeight");
+  if (!holds_codes(codes_, scheme_) && scheme_.format == NumberFormat::kFp8E4m3)
+    throw InvalidArgument("QuantizedWeight", "codes of E4M3 must be finite; received NaN (0x7F or 0xFF)");
   if (!holds_codes(codes_, scheme_)) {
     throw InvalidArgument(
         "QuantizedWeight",
@@ -181,6 +184,28 @@ QuantizedWeight QuantizedWeight::from_packed(const PackedTensors& tensors, const
           stored_group_index(tensors, scheme, in, name)};
 }
 
+QuantizedWeight QuantizedWeight::from_plain(const PlainTensors& tensors, const QuantScheme& scheme,
+                                            const std::string& name) {
+  const std::string where = name + ".weight";
+  if (!tensors.codes.defined())
+    throw CorruptFile(where, "a quantized weight must have its codes; the tensor is missing");
+  require_stored(tensors.codes.dim() == 2 && c10::elementSize(tensors.codes.scalar_type()) == 1, where,
+                 "must be a matrix of bytes [out, in]", tensors.codes);
+  const int64_t out = tensors.codes.size(0), in = tensors.codes.size(1);
+  scheme.validate({out, in}, name);
+  const at::Tensor codes = tensors.codes.view(at::kChar);
+  if (!holds_codes(codes, scheme)) {
+    throw CorruptFile(where, scheme.format == NumberFormat::kInt
+                                 ? fmt::format("codes must fit {} bits; one does not", scheme.bits)
+                                 : "E4M3 numbers must be finite; one is NaN");
+  }
+  PackedTensors rest;
+  rest.scale = tensors.scale;
+  rest.zero_point = tensors.zero_point;
+  at::Tensor scale = stored_scale(rest, scheme, out, in, name);
+  return {scheme, codes, std::move(scale), stored_zero(rest, scheme, out, in, name)};
+}
+
 at::Tensor QuantizedWeight::dense() const {
   const int64_t out = out_features(), in = in_features(), groups = scheme_.groups(in);
   // (q - z) s in float32; in float64 for float64 scales, so that the only rounding is the last.
@@ -188,11 +213,11 @@ at::Tensor QuantizedWeight::dense() const {
   const at::Tensor scale = scale_.to(type);
   if (group_index_.defined()) {
     const at::Tensor column_group = group_index_.to(at::kLong);
-    at::Tensor q = codes_.to(type);
+    at::Tensor q = code_values(codes_, scheme_.format, type);
     if (zero_.defined()) q.sub_(zero_.to(type).index_select(1, column_group));
     return q.mul_(scale.index_select(1, column_group)).to(at::kFloat);
   }
-  at::Tensor q = codes_.to(type).reshape({out, groups, in / groups});
+  at::Tensor q = code_values(codes_, scheme_.format, type).reshape({out, groups, in / groups});
   if (zero_.defined()) q.sub_(zero_.to(type).unsqueeze(2));
   return q.mul_(scale.unsqueeze(2)).reshape({out, in}).to(at::kFloat);
 }
@@ -215,7 +240,19 @@ PackedTensors QuantizedWeight::pack() const {
   return tensors;
 }
 
+void QuantizedWeight::save_plain(TensorSink& sink, const std::string& name) const {
+  const bool per_tensor = scheme_.granularity == Granularity::kTensor;
+  if (scheme_.format == NumberFormat::kInt) {
+    sink.add(name + ".weight", codes_);
+  } else {
+    sink.add_float8_e4m3(name + ".weight", codes_);
+  }
+  sink.add(name + ".weight_scale", per_tensor ? scale_.reshape({1}) : scale_);
+  if (zero_.defined()) sink.add(name + ".weight_zero_point", per_tensor ? zero_.reshape({1}) : zero_);
+}
+
 void QuantizedWeight::save(TensorSink& sink, const std::string& name) const {
+  if (scheme_.format == NumberFormat::kFp8E4m3) return save_plain(sink, name);
   const PackedTensors tensors = pack();
   sink.add(name + ".weight_packed", tensors.packed);
   sink.add(name + ".weight_scale", tensors.scale);
@@ -227,8 +264,9 @@ void QuantizedWeight::save(TensorSink& sink, const std::string& name) const {
 int64_t packed_bytes(const QuantScheme& scheme, int64_t out, int64_t in, c10::ScalarType scale_type) {
   const int bits = static_cast<int>(scheme.bits);
   const int64_t rows = scheme.scale_rows(out), groups = scheme.groups(in);
-  const int64_t codes = out * packed_words(in, bits) * 4;
   const int64_t scales = rows * groups * static_cast<int64_t>(c10::elementSize(scale_type));
+  if (scheme.format == NumberFormat::kFp8E4m3) return out * in + scales;
+  const int64_t codes = out * packed_words(in, bits) * 4;
   const bool per_tensor = scheme.granularity == Granularity::kTensor;
   const int64_t zeros = scheme.symmetric ? 0 : per_tensor ? 1 : packed_words(rows, bits) * groups * 4;
   return codes + scales + zeros + 2 * 8;

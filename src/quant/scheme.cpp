@@ -38,11 +38,28 @@ void QuantScheme::validate(c10::IntArrayRef shape, std::string_view where, std::
         std::string(where),
         fmt::format("the weight{} must not be empty; received shape [{}, {}]", of, shape[0], shape[1]));
   }
+  if (format != NumberFormat::kInt && !symmetric) {
+    throw InvalidArgument(
+        std::string(where),
+        fmt::format("symmetric must be true with format {}{}; received false", name_of(format), of));
+  }
   if (granularity == Granularity::kGroup && shape[1] % group_size != 0) {
     throw InvalidArgument(
         std::string(where),
         fmt::format("group_size must divide the {} input columns{}; received {}", shape[1], of, group_size));
   }
+}
+
+int64_t QuantScheme::code_bits() const {
+  switch (format) {
+    case NumberFormat::kNf4:
+      return 4;
+    case NumberFormat::kFp8E4m3:
+      return 8;
+    case NumberFormat::kInt:
+      break;
+  }
+  return bits;
 }
 
 c10::ScalarType QuantScheme::scale_type(c10::ScalarType weight) const {
@@ -60,7 +77,9 @@ c10::ScalarType QuantScheme::scale_type(c10::ScalarType weight) const {
 }
 
 std::string QuantScheme::describe() const {
-  const std::string grid = fmt::format("int{} {}", bits, symmetric ? "symmetric" : "asymmetric");
+  const std::string grid = format == NumberFormat::kInt
+                               ? fmt::format("int{} {}", bits, symmetric ? "symmetric" : "asymmetric")
+                               : std::string(name_of(format));
   if (granularity == Granularity::kGroup) return fmt::format("{}, groups of {}", grid, group_size);
   return grid + (granularity == Granularity::kChannel ? ", per channel" : ", per tensor");
 }

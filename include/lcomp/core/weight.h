@@ -13,6 +13,10 @@ class TensorSink {
  public:
   virtual ~TensorSink() = default;
   virtual void add(const std::string& name, const at::Tensor& tensor) = 0;
+
+  /// A tensor of 8-bit floating-point numbers (OCP E4M3, without infinities), a type that LibTorch 1.13 does
+  /// not have: `codes` are their bytes, uint8 or int8.
+  virtual void add_float8_e4m3(const std::string& name, const at::Tensor& codes) = 0;
 };
 
 /// What the matrix of a linear operator has become: dense, quantized, sparse, factored, or a sum of such.

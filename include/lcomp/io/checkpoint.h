@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,6 +40,10 @@ class Checkpoint {
   /// What is odd but harmless, for the report.
   virtual const std::vector<std::string>& warnings() const = 0;
 
+  /// The bytes of a tensor of 8-bit elements as uint8 of its shape, whatever they mean: the way to read the
+  /// 8-bit floating-point types. Throws `CorruptFile` when its elements have another size.
+  at::Tensor read_codes(const std::string& name) const;
+
   /// Hash of type, shape and bytes of one tensor; takes no more memory than a small buffer.
   std::string hash_of_tensor(const std::string& name) const;
   /// Stored bytes of all tensors.
@@ -60,7 +65,9 @@ CheckpointPtr open_checkpoint(const std::filesystem::path& path);
 /// Tensors in memory, for tests and for models made by code.
 class MemoryCheckpoint final : public Checkpoint {
  public:
-  explicit MemoryCheckpoint(const std::map<std::string, at::Tensor>& tensors);
+  /// `float8` names those of the tensors that are E4M3 numbers, given by their bytes.
+  explicit MemoryCheckpoint(const std::map<std::string, at::Tensor>& tensors,
+                            const std::set<std::string>& float8 = {});
 
   const std::vector<std::string>& names() const override { return names_; }
   bool contains(const std::string& name) const override { return entries_.contains(name); }

@@ -9,8 +9,9 @@
 #include <vector>
 
 #include "lcomp/core/weight.h"
+#include "lcomp/io/checkpoint.h"
 #include "lcomp/io/files.h"
-#include "lcomp/io/safetensors_writer.h"
+#include "lcomp/io/stored_tensor.h"
 
 namespace lcomp::io {
 
@@ -34,6 +35,9 @@ class CheckpointWriter final : public TensorSink {
   /// Takes a copy-free reference; the tensor must not change before `commit_part`. Throws `InvalidArgument`
   /// when the name was added before, in this part or another.
   void add(const std::string& name, const at::Tensor& tensor) override;
+  void add_float8_e4m3(const std::string& name, const at::Tensor& codes) override;
+  /// A tensor of another checkpoint, byte for byte, whatever its type.
+  void add_from(const Checkpoint& source, const std::string& name);
 
   /// Stores what was added since the last part as part `part` ("0007"), atomically. The record's name is
   /// relative to the working directory.
@@ -60,14 +64,19 @@ class CheckpointWriter final : public TensorSink {
     size_t part;
   };
   using Shard = std::vector<PartTensor>;
+  struct Pending {
+    TensorInfo info;
+    at::Tensor tensor;  ///< with the bytes that `info` describes, when contiguous
+  };
 
+  void add_pending(TensorInfo info, const at::Tensor& tensor);
   std::filesystem::path part_path(size_t part) const;
   std::vector<Shard> plan_shards(uint64_t shard_size) const;
   FileRecord write_shard(const std::filesystem::path& path, const Shard& shard) const;
 
   std::filesystem::path work_dir_;
   std::vector<std::string> parts_;
-  NamedTensors pending_;
+  std::vector<Pending> pending_;
   std::unordered_set<std::string> names_;
   uint64_t total_bytes_ = 0;
 };

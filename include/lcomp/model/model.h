@@ -37,7 +37,9 @@ class Model {
   int64_t size() const { return architecture_.layers; }
   /// Reads block `i`. A NaN or infinite value is `CorruptFile` naming the tensor and the position.
   Block load_block(int64_t i) const;
-  /// Weight of one operator as stored, dense or packed. Errors as `load_block`.
+  /// How the weight of an operator is stored; null when it is the dense matrix.
+  const QuantizationConfig::Group* group_of(const OperatorInfo& op) const;
+  /// Weight of one operator as stored, dense or compressed. Errors as `load_block`.
   WeightPtr load_weight(const OperatorInfo& op) const;
 
   /// Any stored tensor, in its own type. Errors as `load_block`.

@@ -21,14 +21,22 @@ struct PackedTensors {
       group_index;  ///< `weight_g_idx` int32 [in], written by libraries before 0.13; undefined in plain order
 };
 
+/// The tensors of compressed-tensors `int-quantized` and `float-quantized`, where a code is a byte.
+struct PlainTensors {
+  at::Tensor codes;       ///< `weight` [out, in]: int8, or the bytes of E4M3 numbers as uint8 or int8
+  at::Tensor scale;       ///< `weight_scale` [out, groups], or [1] per tensor
+  at::Tensor zero_point;  ///< `weight_zero_point` int8 as scale; undefined when symmetric
+};
+
 /// A matrix on a uniform grid: w^[i, j] = (codes[i, j] - zero[i, g(j)]) scale[i, g(j)], with g(j) = j / group
-/// size unless a group index says otherwise. Stored as compressed-tensors `pack-quantized`.
+/// size unless a group index says otherwise; or on the grid of another number format, w^ = v(codes) scale.
+/// Integers are stored as compressed-tensors `pack-quantized`, E4M3 numbers as `float-quantized`.
 class QuantizedWeight final : public Weight {
  public:
-  /// codes: int8 [out, in], signed, within the scheme's bits. scale: [out or 1, groups], in its storage type
-  /// (float32, bfloat16, float16; float64 for mathematics). zero: int8 of the same shape, undefined when
-  /// symmetric. group_index: int32 [in] or undefined.
-  /// Throws InvalidArgument when a shape or type disagrees with the scheme.
+  /// codes: int8 [out, in], signed, within the scheme's bits; for E4M3 the bytes themselves. scale: [out or
+  /// 1, groups], in its storage type (float32, bfloat16, float16; float64 for mathematics). zero: int8 of the
+  /// same shape, undefined when symmetric. group_index: int32 [in] or undefined. Throws InvalidArgument when
+  /// a shape or type disagrees with the scheme.
   QuantizedWeight(const QuantScheme& scheme, at::Tensor codes, at::Tensor scale, at::Tensor zero = {},
                   at::Tensor group_index = {});
 
@@ -38,17 +46,24 @@ class QuantizedWeight final : public Weight {
   static QuantizedWeight from_packed(const PackedTensors& tensors, const QuantScheme& scheme,
                                      const std::string& name);
 
+  /// The same for codes that are stored a byte each (`<name>.weight`).
+  static QuantizedWeight from_plain(const PlainTensors& tensors, const QuantScheme& scheme,
+                                    const std::string& name);
+
   int64_t out_features() const override { return codes_.size(0); }
   int64_t in_features() const override { return codes_.size(1); }
   /// float32 [out, in]. Exact when scales have at most 16 significant bits (bfloat16, float16).
   at::Tensor dense() const override;
   int64_t bytes() const override;
   std::string describe() const override { return scheme_.describe(); }
-  /// `<name>.weight_packed`, `.weight_scale`, `.weight_shape`, and `.weight_zero_point`, `.weight_g_idx` if
-  /// any.
+  /// Integers: `<name>.weight_packed`, `.weight_scale`, `.weight_shape`, and `.weight_zero_point`,
+  /// `.weight_g_idx` if any. E4M3 numbers: as `save_plain`.
   void save(TensorSink& sink, const std::string& name) const override;
 
-  /// The tensors that `save` hands out.
+  /// A byte for each code: `<name>.weight`, `.weight_scale`, and `.weight_zero_point` if any.
+  void save_plain(TensorSink& sink, const std::string& name) const;
+
+  /// The tensors that `save` hands out for integers.
   PackedTensors pack() const;
 
   const QuantScheme& scheme() const { return scheme_; }
@@ -66,7 +81,7 @@ class QuantizedWeight final : public Weight {
 };
 
 /// The exact size of what `QuantizedWeight::save` stores for a matrix [out, in], without having it:
-/// words, scales of `scale_type`, zero points if asymmetric, and the shape.
+/// words, scales of `scale_type`, zero points if asymmetric, and the shape; or bytes and scales.
 int64_t packed_bytes(const QuantScheme& scheme, int64_t out, int64_t in, c10::ScalarType scale_type);
 
 }  // namespace lcomp::quant

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "lcomp/core/options.h"
+#include "lcomp/quant/number_format.h"
 
 namespace lcomp::quant {
 
@@ -49,9 +50,11 @@ enum class ScaleDtype {
   kBFloat16,
 };
 
-/// A uniform grid for a weight matrix `[out, in]`: w^ = (q - z) s with integer codes q of `bits` bits.
+/// A grid for a weight matrix `[out, in]`: w^ = (q - z) s with integer codes q of `bits` bits, or w^ = v(q) s
+/// with the values v of another number format (which has neither zero points nor a choice of bits).
 /// A value, shared by every method that rounds to such a grid.
 struct QuantScheme {
+  NumberFormat format = NumberFormat::kInt;
   int64_t bits = 4;
   bool symmetric = true;
   Granularity granularity = Granularity::kGroup;
@@ -76,9 +79,12 @@ struct QuantScheme {
   /// Rows of the matrix of scales: out, or 1 when one scale serves the whole matrix.
   int64_t scale_rows(int64_t out) const { return granularity == Granularity::kTensor ? 1 : out; }
 
-  /// Smallest and largest signed code, -2^(b-1) and 2^(b-1) - 1.
-  int lowest_code() const { return -(1 << (bits - 1)); }
-  int highest_code() const { return (1 << (bits - 1)) - 1; }
+  /// Bits of a code: `bits` for integers, 4 for NF4, 8 for E4M3.
+  int64_t code_bits() const;
+  /// Smallest and largest code: -2^(b-1) and 2^(b-1) - 1 for integers, 0 and 15 for NF4. E4M3 codes are all
+  /// bytes but the two that are NaN.
+  int lowest_code() const { return format == NumberFormat::kNf4 ? 0 : -(1 << (code_bits() - 1)); }
+  int highest_code() const { return format == NumberFormat::kNf4 ? 15 : (1 << (code_bits() - 1)) - 1; }
 
   /// The type of the scales of a weight of type `weight`.
   c10::ScalarType scale_type(c10::ScalarType weight) const;

@@ -119,3 +119,43 @@ TEST_CASE("misuse of the checkpoint writer is refused", "[io][checkpoint]") {
                       "[CheckpointWriter::adopt_part] a tensor must be added once; \"a\" comes again");
   REQUIRE_THROWS_AS(CheckpointWriter(dir / "work").adopt_part("none"), ResourceError);
 }
+
+TEST_CASE("8-bit floats are stored with their type, and any tensor is copied with its own",
+          "[io][checkpoint]") {
+  const test::TempDir dir;
+  const at::Tensor codes = at::arange(-6, 6, at::kChar).reshape({3, 4});
+  {
+    CheckpointWriter writer(dir / "work");
+    writer.add_float8_e4m3("a", codes);
+    writer.commit_part("0000");
+    writer.finish(dir / "first", 1000);
+  }
+  const CheckpointPtr first = open_checkpoint(dir / "first");
+  REQUIRE(first->info("a").dtype == StoredDtype::kF8E4M3);
+  REQUIRE(at::equal(first->read_codes("a"), codes.view(at::kByte)));
+  REQUIRE_THROWS_AS(first->read("a"), Unsupported);
+
+  CheckpointWriter writer(dir / "work");
+  writer.add_from(*first, "a");
+  writer.add("b", at::ones({2}));
+  REQUIRE_THROWS_WITH(writer.add_from(*first, "a"),
+                      "[CheckpointWriter::add] a tensor must be added once; \"a\" comes again");
+  REQUIRE_THROWS_WITH(writer.add("c", at::Tensor()),
+                      "[CheckpointWriter::add] the tensor \"c\" must be defined; it is not");
+  REQUIRE_THROWS_WITH(writer.add_float8_e4m3("c", at::ones({2})),
+                      "[CheckpointWriter::add_float8_e4m3] the codes must be bytes; F32 [2] came");
+  writer.commit_part("0001");
+  writer.finish(dir / "second", 1000);
+  const CheckpointPtr second = open_checkpoint(dir / "second");
+  REQUIRE(second->hash_of_tensor("a") == first->hash_of_tensor("a"));
+  REQUIRE_THROWS_WITH(second->read_codes("b"),
+                      Contains("the tensor \"b\" must have elements of 8 bits; it is F32 [2]"));
+}
+
+TEST_CASE("tensors in memory may be 8-bit floats", "[io][checkpoint]") {
+  const MemoryCheckpoint memory({{"a", at::full({2}, 0x38, at::kByte)}, {"b", at::ones({1})}}, {"a"});
+  REQUIRE(memory.info("a").dtype == StoredDtype::kF8E4M3);
+  REQUIRE(memory.read_as_float("a").equal(at::ones({2})));
+  REQUIRE(memory.read_codes("a").equal(at::full({2}, 0x38, at::kByte)));
+  REQUIRE_THROWS_AS(memory.read("a"), Unsupported);
+}

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 #include <catch2/catch.hpp>
 #include <filesystem>
+#include <set>
 
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
@@ -159,15 +160,16 @@ TEST_CASE("packed operators that contradict config or architecture are refused",
   {
     TinyLlama llama = packed_llama();
     llama.tensors[std::string(kUp) + ".weight"] = at::ones({32, 16});
-    REQUIRE(open_error(llama) == "[tiny] the operator '" + std::string(kUp) +
-                                     "' must be dense or packed; it has both .weight and .weight_packed");
+    REQUIRE(open_error(llama) ==
+            "[tiny] the operator '" + std::string(kUp) +
+                "' must be dense or pack-quantized; it has both .weight and .weight_packed");
   }
   {
     TinyLlama llama = packed_llama();
     llama.config["quantization_config"]["ignore"] = {kUp};
     REQUIRE(open_error(llama) == "[tiny] '" + std::string(kUp) +
-                                     ".weight_packed' must belong to a group of quantization_config; none "
-                                     "matches it");
+                                     ".weight_packed' must belong to a group of quantization_config with the "
+                                     "format pack-quantized; none matches it");
   }
   {
     TinyLlama llama = packed_llama();
@@ -178,7 +180,7 @@ TEST_CASE("packed operators that contradict config or architecture are refused",
     const auto model = llama.model();
     REQUIRE_THROWS_AS(model.load_block(0), CorruptFile);
     REQUIRE_THAT(test::error_text([&] { model.load_block(0); }),
-                 Catch::EndsWith("] the packed weight of '" + std::string(kUp) +
+                 Catch::EndsWith("] the pack-quantized weight of '" + std::string(kUp) +
                                  "' must be [32, 16]; it is [24, 16]"));
   }
   {
@@ -201,8 +203,9 @@ TEST_CASE("a path that is no model directory is refused", "[model]") {
 }
 
 TEST_CASE(
-    "every golden compressed-tensors model of packed integers decodes and gives the recorded logits; the "
-    "others are refused by name",
+    "every golden compressed-tensors model of integers and 8-bit floats decodes and gives the recorded "
+    "logits; "
+    "the others are refused by name",
     "[model][golden]") {
   const auto root = test::shared_data("golden/formats/compressed_tensors");
   if (!root) {
@@ -210,20 +213,23 @@ TEST_CASE(
     return;
   }
   int64_t checked = 0;
+  std::set<std::string> formats;
   for (const auto& entry : fs::directory_iterator(*root)) {
     if (!fs::exists(entry.path() / "expected.safetensors")) continue;
     CAPTURE(entry.path().filename().string());
-    const auto config = nlohmann::json::parse(io::read_file(entry.path() / "config.json"));
-    const std::string format = config["quantization_config"]["format"];
-    if (format != "pack-quantized") {
+    auto config = nlohmann::json::parse(io::read_file(entry.path() / "config.json"));
+    auto& quantization = config["quantization_config"];
+    const std::string format = quantization["format"];
+    if (format.starts_with("nvfp4") || format.starts_with("mxfp4")) {
       REQUIRE_THROWS_AS(model::Model::open(entry.path()), Unsupported);
-      REQUIRE(test::error_text([&] { model::Model::open(entry.path()); }) ==
-              "[" + (entry.path() / "config.json").string() +
-                  ", quantization_config] the format must be pack-quantized or dense; it is '" + format +
-                  "'");
+      REQUIRE_THAT(test::error_text([&] { model::Model::open(entry.path()); }),
+                   Catch::EndsWith("it is '" + format + "'"));
       continue;
     }
-    const auto model = model::Model::open(entry.path());
+    formats.insert(format);
+    // The recorded logits that are compared here are those with exact activations.
+    quantization["config_groups"]["group_0"]["input_activations"] = nullptr;
+    const model::Model model(config.dump(), io::open_checkpoint(entry.path()), entry.path().string());
     const io::SafetensorsFile expected(entry.path() / "expected.safetensors");
     for (int64_t b = 0; b < model.size(); ++b) {
       for (const auto& op : model.architecture().operators(b)) {
@@ -245,5 +251,6 @@ TEST_CASE(
       REQUIRE(off <= 1e-4 * std::max(1.0, logits[row].abs().max().item<double>()));
     }
   }
-  REQUIRE(checked >= 20);
+  REQUIRE(checked >= 36);
+  REQUIRE(formats == std::set<std::string>{"pack-quantized", "int-quantized", "float-quantized"});
 }

@@ -115,12 +115,52 @@ TEST_CASE("what is written is read back", "[model][quantization]") {
   REQUIRE(json["quantization_status"] == "compressed");
 }
 
+TEST_CASE("groups of different formats name their own, and the whole is mixed-precision",
+          "[model][quantization]") {
+  QuantizationConfig config;
+  config.groups = {
+      {{"Linear"}, {.bits = 4, .group_size = 64}},
+      {{"a.b"}, {.bits = 8, .granularity = Granularity::kChannel}, "int-quantized"},
+      {{"a.c"}, {.format = quant::NumberFormat::kFp8E4m3, .group_size = 32}, "float-quantized", 16}};
+  const Json json = Json::parse(config.to_json());
+  REQUIRE(json["quant_method"] == "compressed-tensors");
+  REQUIRE(json["format"] == "mixed-precision");
+  REQUIRE(json["config_groups"]["group_1"]["format"] == "int-quantized");
+  REQUIRE(json["config_groups"]["group_2"]["weights"]["block_structure"] == Json{16, 32});
+  const auto back = read("{\"quantization_config\": " + config.to_json() + "}");
+  for (const auto& group : config.groups) {
+    const auto* found = back.group_for(group.targets[0]);
+    REQUIRE(found != nullptr);
+    REQUIRE(found->to_json() == group.to_json());
+    REQUIRE(QuantizationConfig::Group::from_json(group.to_json(), "here").to_json() == group.to_json());
+  }
+  config.groups.erase(config.groups.begin(), config.groups.begin() + 2);
+  const Json one = Json::parse(config.to_json());
+  REQUIRE(one["format"] == "float-quantized");
+  REQUIRE_FALSE(one["config_groups"]["group_0"].contains("format"));
+}
+
+TEST_CASE("naive-quantized stands for integers or floats of a byte each", "[model][quantization]") {
+  const auto format = [](const char* type) {
+    return read(config([&](Json& q) {
+             q["format"] = "naive-quantized";
+             weights_of(q) = {{"num_bits", 8}, {"type", type}, {"strategy", "channel"}};
+           }))
+        .group_for("x")
+        ->format;
+  };
+  REQUIRE(format("int") == "int-quantized");
+  REQUIRE(format("float") == "float-quantized");
+}
+
 TEST_CASE("what this version cannot decode is refused and named", "[model][quantization]") {
-  REQUIRE(refused<Unsupported>([](Json& q) { q["quant_method"] = "awq"; }) ==
-          "[dir/config.json, quantization_config] quant_method must be compressed-tensors; it is 'awq'");
-  REQUIRE(refused<Unsupported>([](Json& q) { q["format"] = "float-quantized"; }) ==
-          "[dir/config.json, quantization_config] the format must be pack-quantized or dense; it is "
-          "'float-quantized'");
+  REQUIRE(
+      refused<Unsupported>([](Json& q) { q["quant_method"] = "awq"; }) ==
+      "[dir/config.json, quantization_config] quant_method must be compressed-tensors or lcomp; it is 'awq'");
+  REQUIRE_THAT(refused<Unsupported>([](Json& q) { q["format"] = "nvfp4-pack-quantized"; }),
+               Catch::StartsWith("[dir/config.json, quantization_config] the format must be one of "
+                                 "pack-quantized, int-quantized, float-quantized, ") &&
+                   Catch::EndsWith("it is 'nvfp4-pack-quantized'"));
   REQUIRE(refused<Unsupported>([](Json& q) {
             q["transform_config"] = {{"config_groups", {{"r", 1}}}};
           }) ==
@@ -130,12 +170,17 @@ TEST_CASE("what this version cannot decode is refused and named", "[model][quant
   REQUIRE(refused<Unsupported>([](Json& q) {
             q["config_groups"]["group_0"]["input_activations"] = {{"num_bits", 8}};
           }) == group + "] only weights may be quantized; this group quantizes activations");
-  REQUIRE(refused<Unsupported>([](Json& q) { q["config_groups"]["group_0"]["format"] = "int-quantized"; }) ==
-          group + "] the format must be pack-quantized; it is 'int-quantized'");
+  REQUIRE_THAT(refused<Unsupported>([](Json& q) { q["config_groups"]["group_0"]["format"] = "marlin-24"; }),
+               Catch::StartsWith(group + "] the format must be one of pack-quantized, int-quantized, ") &&
+                   Catch::EndsWith("it is 'marlin-24'"));
   REQUIRE(refused<Unsupported>([](Json& q) { weights_of(q)["type"] = "float"; }) ==
-          group + "/weights] the type of packed weights must be int; it is 'float'");
-  REQUIRE(refused<Unsupported>([](Json& q) { weights_of(q)["strategy"] = "block"; }) ==
-          group + "/weights] strategy must be one of group, channel, tensor; it is 'block'");
+          group + "/weights] the type of pack-quantized weights must be int; it is 'float'");
+  REQUIRE(refused<Unsupported>([](Json& q) {
+            q["format"] = "float-quantized";
+            weights_of(q)["type"] = "float";
+          }) == group + "/weights] num_bits of the type float must be 8; it is 4");
+  REQUIRE(refused<Unsupported>([](Json& q) { weights_of(q)["strategy"] = "tensor_group"; }) ==
+          group + "/weights] strategy must be one of group, channel, tensor, block; it is 'tensor_group'");
 }
 
 TEST_CASE("a broken quantization_config is a config error at its place", "[model][quantization]") {
@@ -144,6 +189,16 @@ TEST_CASE("a broken quantization_config is a config error at its place", "[model
           group + "/weights] num_bits must lie in 2..8; it is 9");
   REQUIRE(refused<ConfigError>([](Json& q) { weights_of(q)["group_size"] = 0; }) ==
           group + "/weights] group_size must be positive for the strategy group; it is 0");
+  REQUIRE(refused<ConfigError>([](Json& q) { q["format"] = "mixed-precision"; }) ==
+          group + "] format must be given in every group where the whole is mixed-precision; it is missing");
+  REQUIRE(refused<ConfigError>([](Json& q) {
+            q["format"] = "float-quantized";
+            weights_of(q) = {{"type", "float"}, {"num_bits", 8}, {"symmetric", false}};
+          }) == group + "/weights] symmetric must be true for the type float; it is false");
+  REQUIRE(refused<ConfigError>([](Json& q) {
+            weights_of(q)["strategy"] = "block";
+            weights_of(q)["block_structure"] = {32};
+          }) == group + "/weights] block_structure must hold rows and columns; it has 1 numbers");
   REQUIRE_THAT(refused<ConfigError>([](Json& q) { q["config_groups"]["group_0"].erase("targets"); }),
                Catch::StartsWith(group + "]") && Catch::Contains("targets"));
   REQUIRE_THAT(refused<ConfigError>([](Json& q) { q["config_groups"]["group_0"]["weights"] = nullptr; }),

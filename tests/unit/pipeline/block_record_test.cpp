@@ -22,7 +22,8 @@ BlockRecord sample() {
   record.operators = {op};
   record.decoded[op.name] = "abc";
   record.changed["model.layers.3.input_layernorm.weight"] = "def";
-  record.schemes[op.name] = {.bits = 3, .symmetric = false, .granularity = quant::Granularity::kChannel};
+  record.groups[op.name].scheme = {
+      .bits = 3, .symmetric = false, .granularity = quant::Granularity::kChannel};
   record.samples_hash = "def";
   return record;
 }
@@ -37,8 +38,8 @@ TEST_CASE("the record of a block comes back from the journal as it was", "[pipel
   REQUIRE(back.decoded == record.decoded);
   REQUIRE(back.changed == record.changed);
   REQUIRE(back.samples_hash == record.samples_hash);
-  REQUIRE(back.schemes.size() == 1);
-  REQUIRE(back.schemes.begin()->second.describe() == record.schemes.begin()->second.describe());
+  REQUIRE(back.groups.size() == 1);
+  REQUIRE(back.groups.begin()->second.to_json() == record.groups.begin()->second.to_json());
 }
 
 TEST_CASE("a record without the row of its block is refused", "[pipeline][journal]") {

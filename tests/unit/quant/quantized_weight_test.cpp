@@ -18,6 +18,7 @@ namespace {
 class MapSink final : public lcomp::TensorSink {
  public:
   void add(const std::string& name, const at::Tensor& tensor) override { tensors[name] = tensor; }
+  void add_float8_e4m3(const std::string& name, const at::Tensor& codes) override { tensors[name] = codes; }
   int64_t bytes() const {
     int64_t total = 0;
     for (const auto& [name, tensor] : tensors) total += tensor.numel() * tensor.element_size();
@@ -175,4 +176,61 @@ TEST_CASE("stored tensors that disagree are refused by the tensor's name", "[qua
           "[layers.0.q.weight_g_idx] must hold the group of each of the 32 columns; it has [31] of int32");
   REQUIRE(text([](PackedTensors& t) { t.group_index = at::arange(32, at::kInt); }) ==
           "[layers.0.q.weight_g_idx] groups must be in [0, 1]; they are in [0, 31]");
+}
+
+TEST_CASE("codes of a byte each read back as the same weight", "[quant][weight]") {
+  for (const auto granularity : {Granularity::kTensor, Granularity::kChannel, Granularity::kGroup}) {
+    for (const bool symmetric : {true, false}) {
+      const QuantScheme scheme{
+          .bits = 8, .symmetric = symmetric, .granularity = granularity, .group_size = 8};
+      const QuantizedWeight weight = rtn(random_weight(5, 24), scheme);
+      MapSink sink;
+      weight.save_plain(sink, "op");
+      REQUIRE(sink.tensors.at("op.weight").equal(weight.codes()));
+      const at::Tensor zero = symmetric ? at::Tensor() : sink.tensors.at("op.weight_zero_point");
+      const PlainTensors plain{sink.tensors.at("op.weight"), sink.tensors.at("op.weight_scale"), zero};
+      REQUIRE(QuantizedWeight::from_plain(plain, scheme, "op").dense().equal(weight.dense()));
+    }
+  }
+}
+
+TEST_CASE("a weight of 8-bit floats is its numbers times the scale, and is saved as bytes",
+          "[quant][weight]") {
+  const QuantScheme scheme{.format = NumberFormat::kFp8E4m3, .granularity = Granularity::kChannel};
+  const at::Tensor codes = at::tensor({0x38, -0x48, 0x7E, 1}, at::kInt).to(at::kChar).reshape({2, 2});
+  const QuantizedWeight weight(scheme, codes, at::tensor({0.5, 2.0}, at::kFloat).reshape({2, 1}));
+  REQUIRE(weight.dense().equal(at::tensor({0.5, -0.5, 896.0, 0x1p-8}, at::kFloat).reshape({2, 2})));
+  REQUIRE(weight.describe() == "fp8_e4m3, per channel");
+  MapSink sink;
+  weight.save(sink, "op");
+  REQUIRE(sink.tensors.size() == 2);
+  REQUIRE(sink.bytes() == weight.bytes());
+  const PlainTensors plain{
+      sink.tensors.at("op.weight").view(at::kByte), sink.tensors.at("op.weight_scale"), {}};
+  REQUIRE(QuantizedWeight::from_plain(plain, scheme, "op").dense().equal(weight.dense()));
+  REQUIRE(error_text([&] {
+            QuantizedWeight(scheme, at::full({2, 2}, 0x7F, at::kChar), weight.scale());
+          }) == "[QuantizedWeight] codes of E4M3 must be finite; received NaN (0x7F or 0xFF)");
+}
+
+TEST_CASE("codes of a byte each that disagree are refused by the tensor's name", "[quant][weight]") {
+  const QuantScheme eight{.bits = 8, .group_size = 16};
+  const QuantizedWeight good = rtn(random_weight(6, 32), eight);
+  const auto text = [&](const QuantScheme& scheme, const PlainTensors& plain) {
+    return error_text([&] { QuantizedWeight::from_plain(plain, scheme, "q"); });
+  };
+  REQUIRE(text(eight, {good.codes(), good.scale(), {}}) == "nothing was thrown");
+  REQUIRE(text(eight, {{}, good.scale(), {}}) ==
+          "[q.weight] a quantized weight must have its codes; the tensor is missing");
+  REQUIRE(text(eight, {good.codes().to(at::kInt), good.scale(), {}}) ==
+          "[q.weight] must be a matrix of bytes [out, in]; it has [6, 32] of int32");
+  REQUIRE(text({.bits = 4, .group_size = 16}, {at::full({6, 32}, 8, at::kChar), good.scale(), {}}) ==
+          "[q.weight] codes must fit 4 bits; one does not");
+  const QuantScheme fp8{.format = NumberFormat::kFp8E4m3, .group_size = 16};
+  REQUIRE(text(fp8, {at::full({6, 32}, 0xFF, at::kByte), good.scale(), {}}) ==
+          "[q.weight] E4M3 numbers must be finite; one is NaN");
+  REQUIRE(
+      text(eight, {good.codes(), good.scale().narrow(0, 0, 3), {}}) ==
+      "[q.weight_scale] must be [6, 2] of a floating-point type, as 'int8 symmetric, groups of 16' asks; it "
+      "has [3, 2] of float32");
 }

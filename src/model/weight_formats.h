@@ -1,0 +1,65 @@
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "lcomp/model/model.h"
+
+/// The ways in which the weight of a linear operator may be stored, apart from the matrix itself: one table,
+/// which reading, writing and the config share. A new kind of weight adds a row.
+namespace lcomp::model {
+
+using StorageGroup = QuantizationConfig::Group;
+
+/// The tensors of one operator. Suffixes begin with a dot: ".weight_scale".
+class StoredOperator {
+ public:
+  StoredOperator(const Model& model, const OperatorInfo& op) : model_(model), op_(op) {}
+
+  const OperatorInfo& info() const { return op_; }
+  std::string tensor(std::string_view suffix) const { return op_.name + std::string(suffix); }
+  bool contains(std::string_view suffix) const { return model_.checkpoint().contains(tensor(suffix)); }
+
+  /// A tensor that must be there, in its own type, with finite values. CorruptFile names what is wrong.
+  at::Tensor read(std::string_view suffix) const { return model_.read_finite(tensor(suffix)); }
+  /// The same, or an undefined tensor when it is absent.
+  at::Tensor read_if(std::string_view suffix) const { return contains(suffix) ? read(suffix) : at::Tensor(); }
+  /// The bytes of a tensor of 8-bit elements.
+  at::Tensor read_codes(std::string_view suffix) const {
+    return model_.checkpoint().read_codes(tensor(suffix));
+  }
+
+ private:
+  const Model& model_;
+  const OperatorInfo& op_;
+};
+
+struct WeightFormat {
+  /// As quantization_config spells it. Formats that no other program knows begin with "lcomp-".
+  std::string_view name;
+  /// Suffix and type of a tensor that every operator of this format has, and no dense one.
+  std::string_view marker;
+  io::StoredDtype marker_dtype;
+  /// What the codes stand for.
+  quant::NumberFormat number_format;
+
+  WeightPtr (*load)(const StoredOperator& op, const StorageGroup& group);
+  /// The group of a weight that saves itself in this format (without targets), else nothing.
+  std::optional<StorageGroup> (*describe)(const Weight& weight);
+
+  bool is_own() const { return name.starts_with("lcomp-"); }
+  /// Whether the checkpoint has the operator `op` in this format.
+  bool is_stored(const io::Checkpoint& checkpoint, const std::string& op) const;
+};
+
+std::span<const WeightFormat> weight_formats();
+
+/// The format of this name, or null.
+const WeightFormat* find_weight_format(std::string_view name);
+
+/// The group that a reader needs for `weight` as it saves itself, without targets; nothing for a dense one.
+std::optional<StorageGroup> storage_group(const Weight& weight);
+
+}  // namespace lcomp::model
