@@ -9,6 +9,7 @@
 #include "lcomp/io/safetensors.h"
 #include "support/error_text.h"
 #include "support/matrices.h"
+#include "support/tensor_map.h"
 #include "support/test_data.h"
 
 using namespace lcomp::quant;
@@ -57,11 +58,6 @@ LlmInt8Options options_of(OutlierWeights weights, OutlierMaximum maximum = Outli
 double error_of(const at::Tensor& y, const at::Tensor& exact) {
   return ((y - exact).norm() / exact.norm()).item<double>();
 }
-
-struct Tensors final : lcomp::TensorSink {
-  std::map<std::string, at::Tensor> all;
-  void add(const std::string& name, const at::Tensor& tensor) override { all[name] = tensor; }
-};
 
 }  // namespace
 
@@ -170,7 +166,7 @@ TEST_CASE("the saved tensors are counted and make the same weight again", "[quan
   const OutlierInt8Weight weight =
       llm_int8(weight_matrix(), options_of(OutlierWeights::kCalibrated), found, at::kHalf);
   REQUIRE(weight.describe() == "llm.int8, outliers from 6, kept: 2 columns of float16");
-  Tensors tensors;
+  lcomp::test::TensorMap tensors;
   weight.save(tensors, "op");
   int64_t stored = 0;
   for (const auto& [name, tensor] : tensors.all) stored += tensor.numel() * tensor.element_size();

@@ -9,6 +9,7 @@
 #include "lcomp/quant/rtn.h"
 #include "support/error_text.h"
 #include "support/matrices.h"
+#include "support/tensor_map.h"
 
 using namespace lcomp::quant;
 using lcomp::test::error_text;
@@ -42,11 +43,6 @@ at::Tensor reference_product(const QuantizedInputWeight& weight, const at::Tenso
   const at::Tensor rows = q.scale.to(at::kDouble), columns = weight.weight().scale().to(at::kDouble).t();
   return at::matmul(qx, qw.t()) * rows * columns;
 }
-
-struct Tensors final : lcomp::TensorSink {
-  std::map<std::string, at::Tensor> all;
-  void add(const std::string& name, const at::Tensor& tensor) override { all[name] = tensor; }
-};
 
 }  // namespace
 
@@ -113,7 +109,7 @@ TEST_CASE("a static grid is applied and stored with the weight", "[quant][quanti
   REQUIRE(relative_difference(weight.apply(x), reference_product(weight, x)) < 3e-7);
   // Tokens do not see each other then.
   REQUIRE(weight.apply(x.slice(0, 1, 2)).equal(weight.apply(x).slice(0, 1, 2)));
-  Tensors tensors;
+  lcomp::test::TensorMap tensors;
   weight.save(tensors, "op");
   REQUIRE(tensors.all.at("op.input_scale").item<float>() == grid.scale);
   REQUIRE(tensors.all.at("op.input_zero_point").item<int64_t>() == grid.zero);
