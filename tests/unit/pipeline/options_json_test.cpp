@@ -170,7 +170,7 @@ TEST_CASE("the schema states type, range, choices, default and help of each fiel
   all.visit(writer);
   CHECK(properties["count"] ==
         Json::parse(
-            R"({"type": "integer", "description": "A count.", "minimum": 1, "maximum": 9, "default": 3})"));
+            R"({"type": "integer", "minimum": 1, "maximum": 9, "description": "A count.", "default": 3})"));
   CHECK(properties["open"]["minimum"] == 0);
   CHECK_FALSE(properties["open"].contains("maximum"));
   CHECK(properties["share"]["type"] == "number");
