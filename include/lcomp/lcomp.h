@@ -57,6 +57,8 @@
 #include "lcomp/quant/gptq.h"
 #include "lcomp/quant/grid.h"
 #include "lcomp/quant/llm_int8.h"
+#include "lcomp/quant/nested_scales.h"
+#include "lcomp/quant/nf4_storage.h"
 #include "lcomp/quant/number_format.h"
 #include "lcomp/quant/packing.h"
 #include "lcomp/quant/quantized_input_weight.h"

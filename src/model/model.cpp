@@ -91,7 +91,7 @@ void Model::check_operator(const OperatorInfo& op) const {
     return check_tensor(op.name + ".weight", {op.out_features, op.in_features});
   }
   const std::string_view marker = find_weight_format(group->format)->marker;
-  if (marker != ".weight" && checkpoint_->contains(op.name + ".weight")) {
+  if (!marker.starts_with(".weight.") && marker != ".weight" && checkpoint_->contains(op.name + ".weight")) {
     throw CorruptFile(where_, fmt::format("the operator '{}' must be dense or {}; it has both .weight and {}",
                                           op.name, group->format, marker));
   }

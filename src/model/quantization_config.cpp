@@ -18,6 +18,7 @@ using quant::NumberFormat;
 using quant::QuantScheme;
 
 constexpr const char* kCompressedTensors = "compressed-tensors";
+constexpr const char* kBitsAndBytes = "bitsandbytes";
 constexpr const char* kOwnMethod = "lcomp";
 
 enum class Match { kNone, kClass, kRegex, kExact };
@@ -99,6 +100,7 @@ QuantScheme read_scheme(const OrderedJsonView& weights, const WeightFormat& form
         fmt::format("num_bits of the type {} must be {}; it is {}", type, scheme.code_bits(), bits));
   }
   scheme.symmetric = weights.boolean_or("symmetric", true);
+  scheme.double_quant = weights.boolean_or("double_quant", false);
   if (!scheme.symmetric && scheme.format != NumberFormat::kInt)
     weights.fail(fmt::format("symmetric must be true for the type {}; it is false", type));
   read_strategy(weights, scheme, block_rows);
@@ -165,6 +167,7 @@ nlohmann::ordered_json scheme_to_json(const QuantScheme& scheme, int64_t block_r
   json["num_bits"] = scheme.code_bits();
   json["type"] = type_name(scheme.format);
   json["symmetric"] = scheme.symmetric;
+  if (scheme.double_quant) json["double_quant"] = true;
   json["strategy"] = block_rows > 0 ? "block" : std::string(name_of(scheme.granularity));
   json["group_size"] = nullptr;
   if (grouped && block_rows == 0) json["group_size"] = scheme.group_size;
@@ -186,6 +189,51 @@ nlohmann::ordered_json group_to_json(const QuantizationConfig::Group& group, boo
   json["weights"] = scheme_to_json(group.scheme, group.block_rows);
   if (!group.numbers.empty()) json["lcomp"] = group.numbers;
   return json;
+}
+
+/// Whether bitsandbytes can read all of it: only NF4, in blocks of a size that it knows.
+bool is_bitsandbytes(const std::vector<QuantizationConfig::Group>& groups) {
+  using Group = QuantizationConfig::Group;
+  return !groups.empty() && std::all_of(groups.begin(), groups.end(), [](const Group& group) {
+    const QuantScheme& scheme = group.scheme;
+    const bool known_size = scheme.group_size >= 64 && scheme.group_size <= 4096 &&
+                            (scheme.group_size & (scheme.group_size - 1)) == 0;
+    return group.format == "lcomp-nf4" && scheme.granularity == Granularity::kGroup && known_size;
+  });
+}
+
+/// What transformers and bitsandbytes read; block sizes and double quantization stand with each weight.
+std::string bitsandbytes_json(const QuantizationConfig& config) {
+  nlohmann::ordered_json json;
+  json["quant_method"] = kBitsAndBytes;
+  json["load_in_4bit"] = true;
+  json["load_in_8bit"] = false;
+  json["bnb_4bit_quant_type"] = "nf4";
+  json["bnb_4bit_use_double_quant"] = config.groups[0].scheme.double_quant;
+  json["bnb_4bit_compute_dtype"] = "float32";
+  json["bnb_4bit_quant_storage"] = "uint8";
+  json["llm_int8_skip_modules"] = config.ignore;
+  return json.dump();
+}
+
+/// The operators that it stores in 4 bits are found by their tensors, so one group for all says enough.
+QuantizationConfig read_bitsandbytes(const OrderedJsonView& json) {
+  const std::string type = json.text_or("bnb_4bit_quant_type", "fp4");
+  if (!json.boolean_or("load_in_4bit", false) || type != "nf4") {
+    throw Unsupported(
+        "config.json: " + json.pointer(),
+        fmt::format("a bitsandbytes model must have load_in_4bit and the type nf4; {} and {} came",
+                    json.boolean_or("load_in_4bit", false) ? "load_in_4bit" : "no load_in_4bit", type));
+  }
+  QuantizationConfig config;
+  config.groups.emplace_back();
+  config.groups[0].targets = {"Linear"};
+  config.groups[0].format = "lcomp-nf4";
+  QuantScheme& scheme = config.groups[0].scheme;
+  scheme.format = NumberFormat::kNf4;
+  scheme.group_size = 64;
+  scheme.double_quant = json.boolean_or("bnb_4bit_use_double_quant", false);
+  return config;
 }
 
 }  // namespace
@@ -220,6 +268,7 @@ QuantizationConfig::Group QuantizationConfig::Group::from_json(std::string_view 
 }
 
 std::string QuantizationConfig::to_json() const {
+  if (is_bitsandbytes(groups)) return bitsandbytes_json(*this);
   const bool mixed = std::any_of(groups.begin(), groups.end(),
                                  [&](const Group& group) { return group.format != groups[0].format; });
   const bool own = std::any_of(groups.begin(), groups.end(),
@@ -246,10 +295,11 @@ std::optional<QuantizationConfig> QuantizationConfig::read(std::string_view conf
   if (!config) config = root.find("compression_config");
   if (!config) return std::nullopt;
   const std::string method = config->text_or("quant_method", "");
+  if (method == kBitsAndBytes) return read_bitsandbytes(*config);
   if (method != kCompressedTensors && method != kOwnMethod) {
-    throw Unsupported(
-        where + ", quantization_config",
-        fmt::format("quant_method must be {} or {}; it is '{}'", kCompressedTensors, kOwnMethod, method));
+    throw Unsupported(where + ", quantization_config",
+                      fmt::format("quant_method must be {}, {} or {}; it is '{}'", kCompressedTensors,
+                                  kBitsAndBytes, kOwnMethod, method));
   }
   const std::string format = config->text_or("format", "dense");
   const bool is_common = format == "dense" || format == "mixed-precision" || format == "naive-quantized";

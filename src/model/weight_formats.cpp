@@ -4,6 +4,8 @@
 
 #include <array>
 
+#include "io/json_util.h"
+#include "lcomp/quant/nf4_storage.h"
 #include "lcomp/quant/quantized_weight.h"
 
 namespace lcomp::model {
@@ -11,6 +13,9 @@ namespace {
 
 using quant::NumberFormat;
 using quant::QuantizedWeight;
+
+/// The tensor that says how bitsandbytes' 4-bit weight is to be read.
+constexpr std::string_view kNf4State = ".weight.quant_state.bitsandbytes__nf4";
 
 /// The scheme of a quantized weight that saves itself in `format`.
 std::optional<StorageGroup> describe_as(std::string_view format, NumberFormat numbers, const Weight& weight) {
@@ -60,6 +65,54 @@ std::optional<StorageGroup> describe_float(const Weight& weight) {
   return describe_as("float-quantized", NumberFormat::kFp8E4m3, weight);
 }
 
+/// bitsandbytes' description of a 4-bit weight.
+quant::Nf4Tensors read_nf4_state(const StoredOperator& op) {
+  const std::string where = op.tensor(kNf4State);
+  const at::Tensor bytes = op.read_codes(kNf4State);
+  const std::string text(reinterpret_cast<const char*>(bytes.data_ptr<uint8_t>()),
+                         static_cast<size_t>(bytes.numel()));
+  const io::Json json = io::parse_json(text, where);
+  const io::JsonView state(json, where);
+  quant::Nf4Tensors tensors;
+  const std::string type = state.at("quant_type").text();
+  if (type != "nf4") state.fail(fmt::format("quant_type must be nf4; it is '{}'", type));
+  const std::vector<int64_t> shape = state.at("shape").integers(1, int64_t{1} << 31);
+  if (shape.size() != 2)
+    state.fail(fmt::format("shape must hold out and in; it has {} numbers", shape.size()));
+  tensors.out = shape[0];
+  tensors.in = shape[1];
+  tensors.block_size = state.at("blocksize").integer(1, int64_t{1} << 62);
+  if (!state.find("nested_offset")) return tensors;
+  tensors.nested.offset = static_cast<float>(state.at("nested_offset").number());
+  const int64_t nested_block = state.at("nested_blocksize").integer();
+  if (nested_block != quant::NestedScales::kBlock) {
+    throw Unsupported(where, fmt::format("nested_blocksize must be {}; it is {}", quant::NestedScales::kBlock,
+                                         nested_block));
+  }
+  return tensors;
+}
+
+WeightPtr load_nf4(const StoredOperator& op, const StorageGroup&) {
+  quant::Nf4Tensors tensors = read_nf4_state(op);
+  tensors.packed = op.read_codes(".weight");
+  const at::Tensor values = op.read(".weight.quant_map").to(at::kDouble);
+  const at::Tensor known = at::tensor(c10::ArrayRef<double>(quant::kNf4Values), at::kDouble);
+  if (!values.equal(known))
+    throw CorruptFile(op.tensor(".weight.quant_map"), "must hold the 16 values of NF4; it holds others");
+  if (op.contains(".weight.nested_absmax")) {
+    tensors.nested.codes = op.read_codes(".weight.absmax");
+    tensors.nested.absmax = op.read(".weight.nested_absmax");
+    tensors.nested.map = op.read(".weight.nested_quant_map");
+  } else {
+    tensors.absmax = op.read(".weight.absmax");
+  }
+  return quant::from_nf4(tensors, op.info().name);
+}
+
+std::optional<StorageGroup> describe_nf4(const Weight& weight) {
+  return describe_as("lcomp-nf4", NumberFormat::kNf4, weight);
+}
+
 constexpr std::array kFormats = {
     WeightFormat{"pack-quantized", ".weight_packed", io::StoredDtype::kI32, NumberFormat::kInt, load_packed,
                  describe_packed},
@@ -67,6 +120,7 @@ constexpr std::array kFormats = {
                  describe_none},
     WeightFormat{"float-quantized", ".weight", io::StoredDtype::kF8E4M3, NumberFormat::kFp8E4m3, load_plain,
                  describe_float},
+    WeightFormat{"lcomp-nf4", kNf4State, io::StoredDtype::kU8, NumberFormat::kNf4, load_nf4, describe_nf4},
 };
 
 }  // namespace

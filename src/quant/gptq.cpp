@@ -37,6 +37,16 @@ void check_options(const QuantScheme& scheme, const GptqOptions& options) {
         "act_order activation with groups must store a group index, which current readers refuse; use "
         "static_groups or group_aware, or set store_group_index");
   }
+  if (options.act_order == ActOrder::kActivation && scheme.granularity == Granularity::kGroup &&
+      !options.static_groups && scheme.format != NumberFormat::kInt) {
+    throw Unsupported("gptq", fmt::format("act_order activation with groups must store a group index, which "
+                                          "only integers have; the format is {}",
+                                          name_of(scheme.format)));
+  }
+  if ((options.sweeps > 0 || options.refit) && scheme.format != NumberFormat::kInt) {
+    throw Unsupported("gptq", fmt::format("sweeps and refit must be off but for integers; the format is {}",
+                                          name_of(scheme.format)));
+  }
 }
 
 void check_second_moment(const at::Tensor& h, int64_t in) {
@@ -66,8 +76,9 @@ Layout layout_of(const QuantScheme& scheme, const GptqOptions& options, const st
                  int64_t in) {
   Layout layout;
   layout.width = scheme.columns_per_group(in);
+  // Under double quantization the scales depend on each other, so that they must be there before the walk.
   layout.refit = scheme.granularity == Granularity::kGroup && !options.static_groups &&
-                 options.act_order != ActOrder::kStaticGroups;
+                 !scheme.double_quant && options.act_order != ActOrder::kStaticGroups;
   const bool follows_order = layout.refit && options.act_order == ActOrder::kActivation;
   for (int64_t i = 0; i < in; ++i) {
     const int64_t column = order.empty() || follows_order ? i : order[static_cast<size_t>(i)];
@@ -220,7 +231,8 @@ double loss_of(const at::Tensor& weight, const QuantizedWeight& rounded, const G
     const auto part = [&](const at::Tensor& t) {
       return t.size(0) == out ? t.narrow(0, first_row, count) : t;
     };
-    const Grid grid{part(rounded.scale()), rounded.zero().defined() ? part(rounded.zero()) : at::Tensor()};
+    const Grid grid{part(rounded.scale()), rounded.zero().defined() ? part(rounded.zero()) : at::Tensor(),
+                    rounded.scheme().format};
     const at::Tensor difference = part(weight).to(at::kDouble) - dequantize(part(rounded.codes()), grid);
     std::vector<double> panel(static_cast<size_t>(in * kPanelRows));
     load_panel(difference, 0, factor.order, panel.data());
@@ -380,8 +392,7 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const QuantS
   Solution solution = solve(alive, factor, scheme, options, layout, threads);
   const bool finite = std::isfinite(solution.loss.damped);
 
-  GptqResult result = result_with(
-      {scheme, solution.codes, solution.grid.scale, solution.grid.zero, layout.group_index}, factor);
+  GptqResult result = result_with({scheme, solution.codes, solution.grid, layout.group_index}, factor);
   result.damped_loss = result.walk_loss = solution.loss.damped;
   result.loss = solution.loss.plain;
   result.rtn_loss = std::numeric_limits<double>::quiet_NaN();

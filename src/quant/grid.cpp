@@ -16,6 +16,7 @@ namespace lcomp::quant {
 Grid empty_grid(const at::Tensor& weight, const QuantScheme& scheme) {
   const std::vector<int64_t> shape = {scheme.scale_rows(weight.size(0)), scheme.groups(weight.size(1))};
   Grid grid;
+  grid.format = scheme.format;
   grid.scale = at::empty(shape, at::TensorOptions(scheme.scale_type(weight.scalar_type())));
   if (!scheme.symmetric) grid.zero = at::empty(shape, at::kChar);
   return grid;
@@ -57,17 +58,20 @@ double tensor_error(const at::Tensor& weight, const QuantScheme& scheme, double 
   double error[kPanelRows], total = 0;
   for (int64_t first = 0; first < weight.size(0); first += kPanelRows) {
     load_panel(weight, first, {}, panel.data());
-    if (importance.defined()) {
-      kernels::row_weighted_error(panel.data(), importance.data_ptr<double>(), weight.size(1), scales.data(),
-                                  zeros.data(), scheme.lowest_code(), scheme.highest_code(), error);
-    } else {
-      kernels::row_error(panel.data(), weight.size(1), scales.data(), zeros.data(), scheme.lowest_code(),
-                         scheme.highest_code(), scheme.mse_exponent, error);
-    }
+    const Importance weights{.diagonal = importance.defined() ? importance.data_ptr<double>() : nullptr};
+    grid_error(scheme, panel.data(), weight.size(1), scales.data(), zeros.data(), weights, error);
     const int64_t rows = std::min(kPanelRows, weight.size(0) - first);
     for (int64_t r = 0; r < rows; ++r) total += error[r];
   }
   return total;
+}
+
+/// Rounds the scales to what a reader makes of their stored form.
+Grid with_stored_scales(Grid grid, const QuantScheme& scheme) {
+  if (!scheme.double_quant) return grid;
+  grid.nested = nest_scales(grid.scale);
+  grid.scale = unnest_scales(grid.nested);
+  return grid;
 }
 
 /// One scale for the whole matrix.
@@ -120,7 +124,8 @@ Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_v
   }
   check_finite(weight, where);
   const at::Tensor weights = checked_importance(importance, scheme, weight.size(1), where);
-  if (scheme.granularity == Granularity::kTensor) return fit_tensor(weight, scheme, weights);
+  if (scheme.granularity == Granularity::kTensor)
+    return with_stored_scales(fit_tensor(weight, scheme, weights), scheme);
 
   Grid grid = empty_grid(weight, scheme);
   const int64_t in = weight.size(1), groups = scheme.groups(in), width = scheme.columns_per_group(in);
@@ -133,7 +138,7 @@ Grid fit_grid(const at::Tensor& weight, const QuantScheme& scheme, std::string_v
     }
     fitted.store(index * kPanelRows, grid);
   });
-  return grid;
+  return with_stored_scales(std::move(grid), scheme);
 }
 
 at::Tensor quantize(const at::Tensor& weight, const Grid& grid, const QuantScheme& scheme, ThreadPool* pool) {
@@ -156,7 +161,7 @@ at::Tensor quantize(const at::Tensor& weight, const Grid& grid, const QuantSchem
 
 at::Tensor dequantize(const at::Tensor& codes, const Grid& grid) {
   const int64_t out = codes.size(0), in = codes.size(1), groups = grid.scale.size(1);
-  at::Tensor q = codes.to(at::kDouble).reshape({out, groups, in / groups});
+  at::Tensor q = code_values(codes, grid.format, at::kDouble).reshape({out, groups, in / groups});
   if (grid.zero.defined()) q.sub_(grid.zero.to(at::kDouble).unsqueeze(2));
   return q.mul_(grid.scale.to(at::kDouble).unsqueeze(2)).reshape({out, in});
 }

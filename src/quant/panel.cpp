@@ -61,23 +61,26 @@ void quadratic_error(const std::vector<double>& d, int64_t count, const Importan
 
 }  // namespace
 
-/// What the range rule minimises, for one scale and zero point per row.
-void PanelGrid::tried_error(const double* columns, int64_t count, const double* scale, const double* zero,
-                            const Importance& importance, double* error) const {
-  const double lowest = scheme_.lowest_code(), highest = scheme_.highest_code();
-  if (scheme_.range == RangeRule::kMse) {
-    kernels::row_error(columns, count, scale, zero, lowest, highest, scheme_.mse_exponent, error);
-  } else if (importance.matrix == nullptr) {
-    kernels::row_weighted_error(columns, importance.diagonal, count, scale, zero, lowest, highest, error);
-  } else {
+void grid_error(const QuantScheme& scheme, const double* columns, int64_t count, const double* scale,
+                const double* zero, const Importance& importance, double* error) {
+  const bool integers = scheme.format == NumberFormat::kInt;
+  const double lowest = scheme.lowest_code(), highest = scheme.highest_code();
+  if (importance.matrix != nullptr) {
     std::vector<double> d(static_cast<size_t>(count * kPanelRows));
     int8_t codes[kPanelRows];
     for (int64_t j = 0; j < count; ++j) {
       double* decoded = d.data() + j * kPanelRows;
-      kernels::encode_column(columns + j * kPanelRows, scale, zero, lowest, highest, codes, decoded);
+      encode_on(scheme, columns + j * kPanelRows, scale, zero, codes, decoded);
       for (int64_t r = 0; r < kPanelRows; ++r) decoded[r] -= columns[j * kPanelRows + r];
     }
     quadratic_error(d, count, importance, error);
+  } else if (!integers) {
+    kernels::row_value_error(scheme.format, columns, importance.diagonal, count, scale, scheme.mse_exponent,
+                             error);
+  } else if (importance.diagonal != nullptr) {
+    kernels::row_weighted_error(columns, importance.diagonal, count, scale, zero, lowest, highest, error);
+  } else {
+    kernels::row_error(columns, count, scale, zero, lowest, highest, scheme.mse_exponent, error);
   }
 }
 
@@ -99,7 +102,7 @@ void PanelGrid::fit(int64_t group, const double* columns, int64_t count, const I
     for (int64_t r = 0; r < kPanelRows; ++r) {
       grid_point(scheme_, scale_type_, ranges[r], shrink_factor(step), tried_scale[r], tried_zero[r]);
     }
-    tried_error(columns, count, tried_scale, tried_zero, importance, error);
+    grid_error(scheme_, columns, count, tried_scale, tried_zero, importance, error);
     for (int64_t r = 0; r < kPanelRows; ++r) {
       if (!(error[r] < least[r])) continue;
       least[r] = error[r];

@@ -8,6 +8,7 @@
 #include "lcomp/quant/grid.h"
 #include "lcomp/quant/scheme.h"
 #include "quant/panel_kernels.h"
+#include "quant/value_kernels.h"
 
 namespace lcomp::quant {
 
@@ -35,6 +36,20 @@ struct Importance {
   int64_t stride = 0;
 };
 
+/// What the range rule minimises over `count` columns of a panel, for one scale and zero point per row.
+void grid_error(const QuantScheme& scheme, const double* columns, int64_t count, const double* scale,
+                const double* zero, const Importance& importance, double* error);
+
+/// Codes and decoded values of one column on the grid (scale[r], zero[r]).
+inline void encode_on(const QuantScheme& scheme, const double* values, const double* scale,
+                      const double* zero, int8_t* codes, double* decoded) {
+  if (scheme.format == NumberFormat::kInt) {
+    kernels::encode_column(values, scale, zero, scheme.lowest_code(), scheme.highest_code(), codes, decoded);
+  } else {
+    kernels::encode_values(scheme.format, values, scale, codes, decoded);
+  }
+}
+
 /// Scales and zero points of the rows of one panel, group after group.
 class PanelGrid {
  public:
@@ -50,8 +65,7 @@ class PanelGrid {
   void store(int64_t first_row, Grid& grid) const;
 
   void encode(int64_t group, const double* values, int8_t* codes, double* decoded) const {
-    kernels::encode_column(values, scale(group), zero(group), scheme_.lowest_code(), scheme_.highest_code(),
-                           codes, decoded);
+    encode_on(scheme_, values, scale(group), zero(group), codes, decoded);
   }
 
   double* scale(int64_t group) { return scale_.data() + group * kPanelRows; }
@@ -59,9 +73,6 @@ class PanelGrid {
   const double* zero(int64_t group) const { return zero_.data() + group * kPanelRows; }
 
  private:
-  void tried_error(const double* columns, int64_t count, const double* scale, const double* zero,
-                   const Importance& importance, double* error) const;
-
   QuantScheme scheme_;
   at::ScalarType scale_type_;
   int64_t groups_;

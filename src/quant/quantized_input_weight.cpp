@@ -62,6 +62,10 @@ QuantizedInputWeight::QuantizedInputWeight(QuantizedWeight weight, const Activat
       grid_(grid),
       layout_(std::make_unique<Layout>()) {
   activations_.validate(kWhere);
+  if (weight_.scheme().format != NumberFormat::kInt) {
+    throw InvalidArgument(kWhere, fmt::format("the weight must be of integers; its format is {}",
+                                              name_of(weight_.scheme().format)));
+  }
   if (activations_.dynamic == grid_.has_value()) {
     throw InvalidArgument(kWhere, activations_.dynamic
                                       ? "dynamic activations must have no calibrated grid; received one"

@@ -6,6 +6,7 @@
 
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
+#include "lcomp/quant/nf4_storage.h"
 #include "lcomp/quant/packing.h"
 
 namespace lcomp::quant {
@@ -137,11 +138,17 @@ at::Tensor stored_group_index(const PackedTensors& tensors, const QuantScheme& s
 
 QuantizedWeight::QuantizedWeight(const QuantScheme& scheme, at::Tensor codes, at::Tensor scale,
                                  at::Tensor zero, at::Tensor group_index)
+    : QuantizedWeight(scheme, std::move(codes), Grid{std::move(scale), std::move(zero), scheme.format},
+                      std::move(group_index)) {}
+
+QuantizedWeight::QuantizedWeight(const QuantScheme& scheme, at::Tensor codes, const Grid& grid,
+                                 at::Tensor group_index)
     : scheme_(scheme),
       codes_(std::move(codes)),
-      scale_(std::move(scale)),
-      zero_(std::move(zero)),
-      group_index_(std::move(group_index)) {
+      scale_(grid.scale),
+      zero_(grid.zero),
+      group_index_(std::move(group_index)),
+      nested_(grid.nested) {
   require(codes_.dim() == 2 && codes_.scalar_type() == at::kChar, "codes must be an int8 matrix [out, in]",
           codes_);
   scheme_.validate(codes_.sizes(), "QuantizedWeight");
@@ -170,6 +177,11 @@ QuantizedWeight::QuantizedWeight(const QuantScheme& scheme, at::Tensor codes, at
     require(group_index_.scalar_type() == at::kInt && group_index_.dim() == 1 &&
                 group_index_.size(0) == codes_.size(1),
             fmt::format("the group index must be [{}] of int32", codes_.size(1)), group_index_);
+  }
+  if (nested_.defined() != scheme_.double_quant) {
+    throw InvalidArgument("QuantizedWeight", scheme_.double_quant
+                                                 ? "double_quant must have nested scales; received none"
+                                                 : "nested scales must have double_quant; it is false");
   }
 }
 
@@ -253,6 +265,7 @@ void QuantizedWeight::save_plain(TensorSink& sink, const std::string& name) cons
 
 void QuantizedWeight::save(TensorSink& sink, const std::string& name) const {
   if (scheme_.format == NumberFormat::kFp8E4m3) return save_plain(sink, name);
+  if (scheme_.format == NumberFormat::kNf4) return save_nf4(*this, sink, name);
   const PackedTensors tensors = pack();
   sink.add(name + ".weight_packed", tensors.packed);
   sink.add(name + ".weight_scale", tensors.scale);
@@ -262,6 +275,7 @@ void QuantizedWeight::save(TensorSink& sink, const std::string& name) const {
 }
 
 int64_t packed_bytes(const QuantScheme& scheme, int64_t out, int64_t in, c10::ScalarType scale_type) {
+  if (scheme.format == NumberFormat::kNf4) return nf4_bytes(scheme, out, in);
   const int bits = static_cast<int>(scheme.bits);
   const int64_t rows = scheme.scale_rows(out), groups = scheme.groups(in);
   const int64_t scales = rows * groups * static_cast<int64_t>(c10::elementSize(scale_type));

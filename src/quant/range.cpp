@@ -63,8 +63,15 @@ double stored_scale(c10::ScalarType type, double scale) {
   return std::max(rounded, facts(type).smallest);
 }
 
+/// The largest weight becomes the largest value of the format.
+GroupRange value_range(NumberFormat format, double largest) {
+  const double top = format == NumberFormat::kFp8E4m3 ? kFp8Largest : 1.0;
+  return {-largest, largest, 2 * top, 0, largest == 0};
+}
+
 GroupRange symmetric_range(const QuantScheme& scheme, double lowest, double highest) {
   const double largest = std::max(std::max(-lowest, highest), 0.0);
+  if (scheme.format != NumberFormat::kInt) return value_range(scheme.format, largest);
   const double all_levels = std::ldexp(1.0, static_cast<int>(scheme.bits)) - 1;
   switch (scheme.symmetric_convention) {
     case SymmetricConvention::kMidRange:

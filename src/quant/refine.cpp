@@ -27,6 +27,10 @@ void check_arguments(const at::Tensor& target, const at::Tensor& h, const std::v
         "refine", fmt::format("the second moment must be [{}, {}] of float32 or float64; received [{}] of {}",
                               in, in, fmt::join(h.sizes(), ", "), dtype_name(h.scalar_type())));
   }
+  if (start.scheme().format != NumberFormat::kInt) {
+    throw InvalidArgument("refine", fmt::format("the weight must be of integers; its format is {}",
+                                                name_of(start.scheme().format)));
+  }
   if (!added.empty() && static_cast<int64_t>(added.size()) != in) {
     throw InvalidArgument("refine",
                           fmt::format("what is added to the diagonal must have {} elements, or none; "

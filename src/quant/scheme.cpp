@@ -8,7 +8,9 @@
 namespace lcomp::quant {
 
 void QuantScheme::visit(FieldVisitor& v) {
-  v.field("bits", bits, {2, 8}, "bits of a code");
+  v.field("format", format,
+          "what codes stand for: integers, the 16 values of NF4, or 8-bit floating-point numbers (E4M3)");
+  v.field("bits", bits, {2, 8}, "bits of a code (format int; nf4 has 4, fp8_e4m3 has 8)");
   v.field("symmetric", symmetric, "zero point fixed at 0 (else one integer zero point per group)");
   v.field("granularity", granularity,
           "what shares one scale: the tensor, an output channel, a group of columns");
@@ -24,6 +26,7 @@ void QuantScheme::visit(FieldVisitor& v) {
   v.field("mse_steps", mse_steps, {1, 100}, "shrink factors tried by mse and hessian: 1, 0.99, 0.98, ...");
   v.field("mse_exponent", mse_exponent, {0.1, 10}, "exponent of the error that range mse minimises");
   v.field("scale_dtype", scale_dtype, "stored type of the scales; codes are computed with the rounded scale");
+  v.field("double_quant", double_quant, "quantize the scales of format nf4 to 8 bits in blocks of 256");
 }
 
 void QuantScheme::validate(c10::IntArrayRef shape, std::string_view where, std::string_view name) const {
@@ -44,6 +47,16 @@ void QuantScheme::validate(c10::IntArrayRef shape, std::string_view where, std::
     throw InvalidArgument(
         std::string(where),
         fmt::format("symmetric must be true with format {}{}; received false", name_of(format), of));
+  }
+  if (double_quant && format != NumberFormat::kNf4) {
+    throw InvalidArgument(std::string(where),
+                          fmt::format("double_quant must be false but for format nf4{}; the format is {}", of,
+                                      name_of(format)));
+  }
+  if (format == NumberFormat::kNf4 && scale_type(c10::kFloat) != c10::kFloat) {
+    throw InvalidArgument(
+        std::string(where),
+        fmt::format("scale_dtype must be float32 with format nf4{}; received {}", of, name_of(scale_dtype)));
   }
   if (granularity == Granularity::kGroup && shape[1] % group_size != 0) {
     throw InvalidArgument(
@@ -75,15 +88,17 @@ c10::ScalarType QuantScheme::scale_type(c10::ScalarType weight) const {
     case ScaleDtype::kModel:
       break;
   }
-  return weight;
+  return format == NumberFormat::kNf4 ? c10::kFloat : weight;
 }
 
 std::string QuantScheme::describe() const {
   const std::string grid = format == NumberFormat::kInt
                                ? fmt::format("int{} {}", bits, symmetric ? "symmetric" : "asymmetric")
                                : std::string(name_of(format));
-  if (granularity == Granularity::kGroup) return fmt::format("{}, groups of {}", grid, group_size);
-  return grid + (granularity == Granularity::kChannel ? ", per channel" : ", per tensor");
+  const std::string sharing = granularity == Granularity::kGroup     ? fmt::format("groups of {}", group_size)
+                              : granularity == Granularity::kChannel ? "per channel"
+                                                                     : "per tensor";
+  return fmt::format("{}, {}{}", grid, sharing, double_quant ? ", scales of 8 bits" : "");
 }
 
 }  // namespace lcomp::quant

@@ -78,6 +78,28 @@ inline Matrix gptq(const Matrix& weight, const Matrix& h, int bits, Eigen::Index
   return result;
 }
 
+/// How a group rounds a number, of whatever format.
+using Round = std::function<double(double)>;
+using FitRound = std::function<Round(const Vector&)>;
+
+/// The same for groups that say themselves how they round.
+inline Matrix gptq(const Matrix& weight, const Matrix& h, Eigen::Index group, const FitRound& fit,
+                   double damping = 0.01) {
+  Matrix w = weight, result(weight.rows(), weight.cols());
+  Matrix inverse = damped(h, damping).inverse();
+  std::vector<Round> rounds(static_cast<size_t>(w.rows()));
+  for (Eigen::Index j = 0; j < w.cols(); ++j) {
+    for (Eigen::Index r = 0; r < w.rows(); ++r) {
+      Round& round = rounds[static_cast<size_t>(r)];
+      if (j % group == 0) round = fit(w.row(r).segment(j, group));
+      result(r, j) = round(w(r, j));
+      w.row(r) -= (w(r, j) - result(r, j)) / inverse(j, j) * inverse.row(j);
+    }
+    inverse -= (inverse.col(j) * inverse.row(j) / inverse(j, j)).eval();
+  }
+  return result;
+}
+
 /// tr(D H D^T).
 inline double energy(const Matrix& d, const Matrix& h) {
   return (d * h).cwiseProduct(d).sum();

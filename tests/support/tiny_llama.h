@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 
 #include "lcomp/core/rng.h"
@@ -24,6 +25,7 @@ struct TinyLlama {
                            {"max_position_embeddings", 64},
                            {"tie_word_embeddings", false}};
   std::map<std::string, at::Tensor> tensors;
+  std::set<std::string> float8;  ///< those of them that are the bytes of E4M3 numbers
 
   /// `deviation` of the weights: the larger, the more the logits differ.
   explicit TinyLlama(uint64_t seed = 1, double deviation = 0.3) {
@@ -52,7 +54,7 @@ struct TinyLlama {
   }
 
   model::Model model() const {
-    return {config.dump(), std::make_shared<io::MemoryCheckpoint>(tensors), "tiny"};
+    return {config.dump(), std::make_shared<io::MemoryCheckpoint>(tensors, float8), "tiny"};
   }
 };
 

@@ -43,9 +43,10 @@ struct QuantizationConfig {
   /// The scheme of its group.
   std::optional<quant::QuantScheme> scheme_for(const std::string& name) const;
 
-  /// The JSON object to store under `quantization_config`: `quant_method` is `compressed-tensors`, or `lcomp`
-  /// when a group has a format of lcomp's own; `format` is that of all groups, or `mixed-precision` when they
-  /// differ and each group names its own.
+  /// The JSON object to store under `quantization_config`. `quant_method` is `bitsandbytes` when all groups
+  /// are NF4 in blocks that it knows, `lcomp` when a group has a format of lcomp's own, else
+  /// `compressed-tensors`; `format` is that of all groups, or `mixed-precision` when they differ and each
+  /// group names its own.
   std::string to_json() const;
 
   /// Reads it out of config.json; nothing when the model is not quantized. What this version cannot decode

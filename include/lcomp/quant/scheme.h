@@ -66,6 +66,7 @@ struct QuantScheme {
   int64_t mse_steps = 80;
   double mse_exponent = 2.4;
   ScaleDtype scale_dtype = ScaleDtype::kModel;
+  bool double_quant = false;
 
   void visit(FieldVisitor& v);
 
@@ -87,7 +88,7 @@ struct QuantScheme {
   int lowest_code() const { return format == NumberFormat::kNf4 ? 0 : -(1 << (code_bits() - 1)); }
   int highest_code() const { return format == NumberFormat::kNf4 ? 15 : (1 << (code_bits() - 1)) - 1; }
 
-  /// The type of the scales of a weight of type `weight`.
+  /// The type of the scales of a weight of type `weight`; those of NF4 are float32.
   c10::ScalarType scale_type(c10::ScalarType weight) const;
 
   /// "int4 symmetric, groups of 64".

@@ -26,7 +26,7 @@ std::unique_ptr<Pass> rtn_pass(std::string method) {
 MethodInfo rtn_method() {
   MethodInfo info;
   info.name = "rtn";
-  info.summary = "round to nearest on a uniform grid (2-8 bits); needs no data";
+  info.summary = "round to nearest (integers of 2-8 bits, NF4 or FP8); needs no data";
   info.default_options = [] { return std::make_unique<RtnPassOptions>(); };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     const auto& scheme = options.part<quant::QuantScheme>();

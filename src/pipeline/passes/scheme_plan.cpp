@@ -11,7 +11,8 @@ PlannedWeight plan_scheme(const quant::QuantScheme& scheme, const char* method, 
 }
 
 quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype) {
-  if (scheme.scale_dtype != quant::ScaleDtype::kModel) return scheme;
+  if (scheme.scale_dtype != quant::ScaleDtype::kModel || scheme.format == quant::NumberFormat::kNf4)
+    return scheme;
   scheme.scale_dtype = model_dtype == at::kBFloat16 ? quant::ScaleDtype::kBFloat16
                        : model_dtype == at::kHalf   ? quant::ScaleDtype::kFloat16
                                                     : quant::ScaleDtype::kFloat32;

@@ -140,6 +140,45 @@ TEST_CASE("groups of different formats name their own, and the whole is mixed-pr
   REQUIRE_FALSE(one["config_groups"]["group_0"].contains("format"));
 }
 
+TEST_CASE("NF4 in blocks that bitsandbytes knows is described as it does, else as lcomp's own",
+          "[model][quantization]") {
+  QuantizationConfig config;
+  config.groups = {{{"Linear"}, {.format = quant::NumberFormat::kNf4, .group_size = 64}, "lcomp-nf4"}};
+  config.groups[0].scheme.double_quant = true;
+  config.ignore = {"lm_head", "a.b"};
+  const Json bnb = Json::parse(config.to_json());
+  REQUIRE(bnb["quant_method"] == "bitsandbytes");
+  REQUIRE(bnb["load_in_4bit"] == true);
+  REQUIRE(bnb["bnb_4bit_quant_type"] == "nf4");
+  REQUIRE(bnb["bnb_4bit_use_double_quant"] == true);
+  REQUIRE(bnb["llm_int8_skip_modules"] == Json{"lm_head", "a.b"});
+  const auto back = read("{\"quantization_config\": " + config.to_json() + "}");
+  REQUIRE(back.group_for("x")->format == "lcomp-nf4");
+  REQUIRE(back.scheme_for("x")->describe() == "nf4, groups of 64, scales of 8 bits");
+
+  config.groups[0].scheme.group_size = 48;
+  config.groups[0].numbers = {{"threshold", 6.5}};
+  const Json own = Json::parse(config.to_json());
+  REQUIRE(own["quant_method"] == "lcomp");
+  REQUIRE(own["format"] == "lcomp-nf4");
+  const auto again = read("{\"quantization_config\": " + config.to_json() + "}");
+  REQUIRE(again.group_for("x")->to_json() == config.groups[0].to_json());
+  REQUIRE(again.group_for("x")->numbers.at("threshold") == 6.5);
+}
+
+TEST_CASE("bitsandbytes models of other types are refused", "[model][quantization]") {
+  const auto text = [](const Json& quantization) {
+    const Json json = {{"quantization_config", quantization}};
+    return test::error_text([&] { read(json.dump()); });
+  };
+  REQUIRE(text({{"quant_method", "bitsandbytes"}, {"load_in_8bit", true}}) ==
+          "[config.json: /quantization_config] a bitsandbytes model must have load_in_4bit and the type nf4; "
+          "no load_in_4bit and fp4 came");
+  REQUIRE(text({{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}, {"bnb_4bit_quant_type", "fp4"}}) ==
+          "[config.json: /quantization_config] a bitsandbytes model must have load_in_4bit and the type nf4; "
+          "load_in_4bit and fp4 came");
+}
+
 TEST_CASE("naive-quantized stands for integers or floats of a byte each", "[model][quantization]") {
   const auto format = [](const char* type) {
     return read(config([&](Json& q) {
@@ -154,9 +193,10 @@ TEST_CASE("naive-quantized stands for integers or floats of a byte each", "[mode
 }
 
 TEST_CASE("what this version cannot decode is refused and named", "[model][quantization]") {
-  REQUIRE(
-      refused<Unsupported>([](Json& q) { q["quant_method"] = "awq"; }) ==
-      "[dir/config.json, quantization_config] quant_method must be compressed-tensors or lcomp; it is 'awq'");
+  REQUIRE(refused<Unsupported>([](Json& q) { q["quant_method"] = "awq"; }) ==
+          "[dir/config.json, quantization_config] quant_method must be compressed-tensors, bitsandbytes or "
+          "lcomp; it "
+          "is 'awq'");
   REQUIRE_THAT(refused<Unsupported>([](Json& q) { q["format"] = "nvfp4-pack-quantized"; }),
                Catch::StartsWith("[dir/config.json, quantization_config] the format must be one of "
                                  "pack-quantized, int-quantized, float-quantized, ") &&
