@@ -145,16 +145,47 @@ const WeightFormat& read_format(const OrderedJsonView& group, const std::string&
   return *format;
 }
 
+/// How inputs are rounded: integers or E4M3 numbers, per token or per tensor.
+quant::ActivationScheme read_activations(const OrderedJsonView& json) {
+  const std::string where = "config.json: " + json.pointer();
+  quant::ActivationScheme scheme;
+  const std::string type = json.text_or("type", "int");
+  if (type != "int" && type != "float")
+    throw Unsupported(where, fmt::format("the type of activations must be int or float; it is '{}'", type));
+  if (type == "float") scheme.format = NumberFormat::kFp8E4m3;
+  scheme.bits = json.integer_or("num_bits", 8);
+  scheme.symmetric = json.boolean_or("symmetric", true);
+  const std::string strategy = json.text_or("strategy", "tensor");
+  if (strategy != "tensor" && strategy != "token") {
+    throw Unsupported(
+        where, fmt::format("the strategy of activations must be tensor or token; it is '{}'", strategy));
+  }
+  scheme.granularity =
+      strategy == "token" ? quant::ActivationGranularity::kToken : quant::ActivationGranularity::kTensor;
+  const auto dynamic = json.find("dynamic");
+  if (dynamic && !dynamic->value().is_boolean())
+    throw Unsupported(where, "dynamic must be true or false; it is 'local'");
+  scheme.dynamic = json.boolean_or("dynamic", false);
+  try {
+    scheme.validate(where);
+  } catch (const InvalidArgument& error) {
+    // The same text as the error of a config.
+    throw ConfigError(where, std::string(error.what()).substr(where.size() + 3));
+  }
+  return scheme;
+}
+
 QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format) {
-  if (json.find("input_activations") || json.find("output_activations")) {
+  if (json.find("output_activations")) {
     throw Unsupported("config.json: " + json.pointer(),
-                      "only weights may be quantized; this group quantizes activations");
+                      "only weights and inputs may be quantized; this group quantizes output_activations");
   }
   const WeightFormat& format = read_format(json, common_format);
   QuantizationConfig::Group group;
   group.format = format.name;
   group.targets = read_patterns(json.at("targets"));
   group.scheme = read_scheme(json.at("weights"), format, group.block_rows);
+  if (const auto inputs = json.find("input_activations")) group.input_activations = read_activations(*inputs);
   if (const auto numbers = json.find("lcomp")) {
     for (const auto& [name, value] : numbers->members()) group.numbers[name] = value.number();
   }
@@ -180,11 +211,28 @@ nlohmann::ordered_json scheme_to_json(const QuantScheme& scheme, int64_t block_r
   return json;
 }
 
+nlohmann::ordered_json activations_to_json(const quant::ActivationScheme& scheme) {
+  nlohmann::ordered_json json;
+  json["num_bits"] = scheme.bits;
+  json["type"] = type_name(scheme.format);
+  json["symmetric"] = scheme.symmetric;
+  json["strategy"] = std::string(name_of(scheme.granularity));
+  json["group_size"] = nullptr;
+  json["dynamic"] = scheme.dynamic;
+  json["actorder"] = nullptr;
+  json["block_structure"] = nullptr;
+  // What is dynamic is not observed beforehand.
+  json["observer"] = scheme.dynamic ? nlohmann::ordered_json() : nlohmann::ordered_json("minmax");
+  json["observer_kwargs"] = nlohmann::ordered_json::object();
+  return json;
+}
+
 nlohmann::ordered_json group_to_json(const QuantizationConfig::Group& group, bool with_format) {
   nlohmann::ordered_json json;
   json["targets"] = group.targets;
   if (with_format) json["format"] = group.format;
   json["input_activations"] = nullptr;
+  if (group.input_activations) json["input_activations"] = activations_to_json(*group.input_activations);
   json["output_activations"] = nullptr;
   json["weights"] = scheme_to_json(group.scheme, group.block_rows);
   if (!group.numbers.empty()) json["lcomp"] = group.numbers;

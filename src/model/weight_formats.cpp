@@ -5,23 +5,61 @@
 #include <array>
 
 #include "io/json_util.h"
+#include "lcomp/core/error.h"
+#include "lcomp/quant/llm_int8.h"
 #include "lcomp/quant/nf4_storage.h"
+#include "lcomp/quant/quantized_input_weight.h"
 #include "lcomp/quant/quantized_weight.h"
 
 namespace lcomp::model {
 namespace {
 
 using quant::NumberFormat;
+using quant::QuantizedInputWeight;
 using quant::QuantizedWeight;
 
 /// The tensor that says how bitsandbytes' 4-bit weight is to be read.
 constexpr std::string_view kNf4State = ".weight.quant_state.bitsandbytes__nf4";
 
-/// The scheme of a quantized weight that saves itself in `format`.
-std::optional<StorageGroup> describe_as(std::string_view format, NumberFormat numbers, const Weight& weight) {
-  const auto* quantized = dynamic_cast<const QuantizedWeight*>(&weight);
+constexpr const char* kLlmInt8 = "lcomp-llm-int8";
+
+/// The group of a quantized weight, or of one that quantizes its input too, when that is `with_input`.
+std::optional<StorageGroup> describe_as(std::string_view format, NumberFormat numbers, bool with_input,
+                                        const Weight& weight) {
+  const auto* whole = dynamic_cast<const QuantizedInputWeight*>(&weight);
+  if ((whole != nullptr) != with_input) return std::nullopt;
+  const auto* quantized = whole != nullptr ? &whole->weight() : dynamic_cast<const QuantizedWeight*>(&weight);
   if (quantized == nullptr || quantized->scheme().format != numbers) return std::nullopt;
-  return StorageGroup{.targets = {}, .scheme = quantized->scheme(), .format = std::string(format)};
+  StorageGroup group{.targets = {}, .scheme = quantized->scheme(), .format = std::string(format)};
+  if (whole != nullptr) group.input_activations = whole->activations();
+  return group;
+}
+
+/// The calibrated grid of the input, as `<operator>.input_scale` and `.input_zero_point` say.
+quant::ActivationGrid load_grid(const StoredOperator& op, const quant::ActivationScheme& scheme) {
+  const auto one = [&](std::string_view suffix) {
+    const at::Tensor tensor = op.read(suffix);
+    if (tensor.numel() == 1) return tensor.to(at::kDouble).item<double>();
+    throw CorruptFile(op.tensor(suffix), fmt::format("must hold one number; it has {}", tensor.numel()));
+  };
+  quant::ActivationGrid grid{static_cast<float>(one(".input_scale")), 0};
+  if (!(grid.scale > 0))
+    throw CorruptFile(op.tensor(".input_scale"), fmt::format("must be positive; it is {}", grid.scale));
+  if (!scheme.symmetric) grid.zero = static_cast<int32_t>(one(".input_zero_point"));
+  if (grid.zero < scheme.lowest_code() || grid.zero > scheme.highest_code()) {
+    throw CorruptFile(op.tensor(".input_zero_point"),
+                      fmt::format("must lie in [{}, {}]; it is {}", scheme.lowest_code(),
+                                  scheme.highest_code(), grid.zero));
+  }
+  return grid;
+}
+
+/// The weight itself, or with the quantization of its input when the group has one.
+WeightPtr with_input(const StoredOperator& op, const StorageGroup& group, QuantizedWeight weight) {
+  if (!group.input_activations) return std::make_shared<QuantizedWeight>(std::move(weight));
+  std::optional<quant::ActivationGrid> grid;
+  if (!group.input_activations->dynamic) grid = load_grid(op, *group.input_activations);
+  return std::make_shared<QuantizedInputWeight>(std::move(weight), *group.input_activations, grid);
 }
 
 WeightPtr load_packed(const StoredOperator& op, const StorageGroup& group) {
@@ -31,12 +69,13 @@ WeightPtr load_packed(const StoredOperator& op, const StorageGroup& group) {
   packed.shape = op.read_if(".weight_shape");
   packed.zero_point = op.read_if(".weight_zero_point");
   packed.group_index = op.read_if(".weight_g_idx");
-  return std::make_shared<QuantizedWeight>(
-      QuantizedWeight::from_packed(packed, group.scheme, op.info().name));
+  return with_input(op, group, QuantizedWeight::from_packed(packed, group.scheme, op.info().name));
 }
 
 std::optional<StorageGroup> describe_packed(const Weight& weight) {
-  return describe_as("pack-quantized", NumberFormat::kInt, weight);
+  if (auto group = describe_as("pack-quantized", NumberFormat::kInt, false, weight)) return group;
+  auto group = describe_as("pack-quantized", NumberFormat::kInt, true, weight);
+  return group && group->scheme.code_bits() < 8 ? group : std::nullopt;
 }
 
 /// Codes of a byte each: int-quantized and float-quantized.
@@ -54,15 +93,58 @@ WeightPtr load_plain(const StoredOperator& op, const StorageGroup& group) {
     plain.scale = rows_of_blocks(plain.scale);
     if (plain.zero_point.defined()) plain.zero_point = rows_of_blocks(plain.zero_point);
   }
-  return std::make_shared<QuantizedWeight>(QuantizedWeight::from_plain(plain, group.scheme, op.info().name));
+  return with_input(op, group, QuantizedWeight::from_plain(plain, group.scheme, op.info().name));
 }
 
-std::optional<StorageGroup> describe_none(const Weight&) {
-  return std::nullopt;
+std::optional<StorageGroup> describe_plain(const Weight& weight) {
+  auto group = describe_as("int-quantized", NumberFormat::kInt, true, weight);
+  return group && group->scheme.code_bits() == 8 ? group : std::nullopt;
 }
 
 std::optional<StorageGroup> describe_float(const Weight& weight) {
-  return describe_as("float-quantized", NumberFormat::kFp8E4m3, weight);
+  if (auto group = describe_as("float-quantized", NumberFormat::kFp8E4m3, false, weight)) return group;
+  return describe_as("float-quantized", NumberFormat::kFp8E4m3, true, weight);
+}
+
+/// A number of the group, which must be a whole one below `count`.
+template <class Enum>
+Enum read_choice(const StoredOperator& op, const StorageGroup& group, const std::string& name) {
+  const auto found = group.numbers.find(name);
+  constexpr auto count = static_cast<double>(EnumNames<Enum>::names.size());
+  for (double value = 0; found != group.numbers.end() && value < count; ++value) {
+    if (found->second == value) return static_cast<Enum>(static_cast<size_t>(value));
+  }
+  throw CorruptFile(op.info().name,
+                    fmt::format("the group's '{}' must be a whole number below {}", name, count));
+}
+
+WeightPtr load_llm_int8(const StoredOperator& op, const StorageGroup& group) {
+  quant::LlmInt8Options options;
+  const auto threshold = group.numbers.find("threshold");
+  if (threshold == group.numbers.end())
+    throw CorruptFile(op.info().name, "the group must have a 'threshold'; there is none");
+  options.threshold = threshold->second;
+  options.outlier_weights = read_choice<quant::OutlierWeights>(op, group, "outlier_weights");
+  options.outlier_maximum = read_choice<quant::OutlierMaximum>(op, group, "outlier_maximum");
+  try {
+    return std::make_shared<quant::OutlierInt8Weight>(
+        options, op.read_codes(".weight").view(at::kChar), op.read(".weight_scale"),
+        op.read_if(".weight_outlier_index"), op.read_if(".weight_outliers"));
+  } catch (const InvalidArgument& error) {
+    throw CorruptFile(op.info().name, fmt::format("the stored parts must fit together; {}", error.what()));
+  }
+}
+
+std::optional<StorageGroup> describe_llm_int8(const Weight& weight) {
+  const auto* outliers = dynamic_cast<const quant::OutlierInt8Weight*>(&weight);
+  if (outliers == nullptr) return std::nullopt;
+  const quant::LlmInt8Options& options = outliers->options();
+  StorageGroup group{
+      .targets = {}, .scheme = {.bits = 8, .granularity = quant::Granularity::kChannel}, .format = kLlmInt8};
+  group.numbers = {{"threshold", options.threshold},
+                   {"outlier_weights", static_cast<double>(options.outlier_weights)},
+                   {"outlier_maximum", static_cast<double>(options.outlier_maximum)}};
+  return group;
 }
 
 /// bitsandbytes' description of a 4-bit weight.
@@ -110,17 +192,19 @@ WeightPtr load_nf4(const StoredOperator& op, const StorageGroup&) {
 }
 
 std::optional<StorageGroup> describe_nf4(const Weight& weight) {
-  return describe_as("lcomp-nf4", NumberFormat::kNf4, weight);
+  return describe_as("lcomp-nf4", NumberFormat::kNf4, false, weight);
 }
 
 constexpr std::array kFormats = {
     WeightFormat{"pack-quantized", ".weight_packed", io::StoredDtype::kI32, NumberFormat::kInt, load_packed,
                  describe_packed},
     WeightFormat{"int-quantized", ".weight", io::StoredDtype::kI8, NumberFormat::kInt, load_plain,
-                 describe_none},
+                 describe_plain},
     WeightFormat{"float-quantized", ".weight", io::StoredDtype::kF8E4M3, NumberFormat::kFp8E4m3, load_plain,
                  describe_float},
     WeightFormat{"lcomp-nf4", kNf4State, io::StoredDtype::kU8, NumberFormat::kNf4, load_nf4, describe_nf4},
+    WeightFormat{kLlmInt8, ".weight", io::StoredDtype::kI8, NumberFormat::kInt, load_llm_int8,
+                 describe_llm_int8},
 };
 
 }  // namespace

@@ -8,6 +8,8 @@ MethodTable builtin_methods() {
   MethodTable table;
   table.add(rtn_method());
   table.add(gptq_method());
+  table.add(int8_method());
+  table.add(llm_int8_method());
   return table;
 }
 

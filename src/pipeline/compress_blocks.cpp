@@ -273,6 +273,7 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
       continue;
     }
     replaced.push_back(op.info.name + ".weight");
+    replaced.push_back(op.info.name + ".input_");
     if (job_.write.format == WriteFormat::kDense) {
       const at::Tensor dense = op.weight->dense().to(model_.dtype());
       writer_->add(op.info.name + ".weight", dense);
@@ -280,7 +281,7 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
     } else {
       op.weight->save(*writer_, op.info.name);
       if (auto group = model::storage_group(*op.weight)) record.groups[op.info.name] = *group;
-      record.decoded[op.info.name] = decoded_hash(op.weight->dense());
+      record.decoded[op.info.name] = decoded_hash(*op.weight);
     }
   }
   for (const std::string& name : block.changed_vectors()) {
@@ -313,9 +314,11 @@ void Run::commit_block(int64_t index, const BlockKey& key, BlockRecord record) {
 void Run::take_record(const BlockKey& key, BlockRecord record) {
   last_key_ = key.text;
   for (const auto& [name, hash] : key.tensors) {
-    const bool changed = record.changed.contains(name) ||
-                         std::any_of(record.decoded.begin(), record.decoded.end(),
-                                     [&](const auto& op) { return name.starts_with(op.first + ".weight"); });
+    const bool changed =
+        record.changed.contains(name) ||
+        std::any_of(record.decoded.begin(), record.decoded.end(), [&](const auto& op) {
+          return name.starts_with(op.first + ".weight") || name.starts_with(op.first + ".input_");
+        });
     if (!changed) record_.copied[name] = hash;
   }
   record_.decoded.insert(record.decoded.begin(), record.decoded.end());
@@ -326,6 +329,7 @@ void Run::take_record(const BlockKey& key, BlockRecord record) {
   }
   groups_.insert(record.groups.begin(), record.groups.end());
   report_.operators.insert(report_.operators.end(), record.operators.begin(), record.operators.end());
+  report_.outliers = outlier_features(report_.operators, model_.size());
   report_.blocks.push_back(record.row);
 }
 

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "io/json_util.h"
+#include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/hash.h"
 #include "lcomp/io/hf_dir.h"
@@ -52,6 +53,31 @@ std::string decoded_hash(const at::Tensor& matrix) {
   io::Hasher hasher;
   hasher.add(values.data_ptr(), static_cast<size_t>(values.numel()) * sizeof(float));
   return hasher.hex();
+}
+
+namespace {
+
+/// Names within the operator, types and bytes of what a weight stores.
+class HashingSink final : public TensorSink {
+ public:
+  void add(const std::string& name, const at::Tensor& tensor) override {
+    const at::Tensor plain = tensor.contiguous();
+    hasher.add(name + dtype_name(plain.scalar_type()));
+    hasher.add(plain.data_ptr(), plain.nbytes());
+  }
+  void add_float8_e4m3(const std::string& name, const at::Tensor& codes) override { add(name, codes); }
+
+  io::Hasher hasher;
+};
+
+}  // namespace
+
+std::string decoded_hash(const Weight& weight) {
+  if (!weight.quantizes_input()) return decoded_hash(weight.dense());
+  HashingSink sink;
+  sink.hasher.add(decoded_hash(weight.dense()));
+  weight.save(sink, "");
+  return sink.hasher.hex();
 }
 
 std::string OutputRecord::to_json() const {
@@ -128,7 +154,8 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
       if (wanted == record.decoded.end()) continue;
       ++found;
       ++result.tensors_compared;
-      if (decoded_hash(decoded) != wanted->second)
+      const std::string hash = weight->quantizes_input() ? decoded_hash(*weight) : decoded_hash(decoded);
+      if (hash != wanted->second)
         return fmt::format("'{}' decodes to other values than were computed", op.name);
     }
   }

@@ -226,6 +226,13 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       // Of those that take statistics, only the last can be staged.
       plan.observes_blocks = plan.observes_blocks || staged_needs;
       plan.needs_calibration = plan.needs_calibration || instance->needs().any();
+      // Methods that never do without are refused when the job is parsed; others depend on their settings.
+      if (instance->needs().any() && job.calibration.text.empty()) {
+        throw ConfigError("/calibration/text",
+                          fmt::format("must name a text, which the method {} takes its statistics from with "
+                                      "these settings; it is missing or empty",
+                                      pass.method));
+      }
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
     }

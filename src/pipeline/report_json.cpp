@@ -67,6 +67,21 @@ void visit(V& v, Is<PassFacts> auto& f) {
 }
 
 template <class V>
+void visit(V& v, Is<OutlierFeature> auto& f) {
+  v("feature", f.feature);
+  v("tokens", f.tokens);
+}
+
+template <class V>
+void visit(V& v, Is<OutlierRow> auto& f) {
+  v("kind", f.kind);
+  v("feature", f.feature);
+  v("layers", f.layers);
+  v("tokens", f.tokens);
+  v("systematic", f.systematic);
+}
+
+template <class V>
 void visit(V& v, Is<OperatorRow> auto& f) {
   v("name", f.name);
   v("kind", f.kind);
@@ -90,6 +105,8 @@ void visit(V& v, Is<OperatorRow> auto& f) {
   v("fell_back", f.fell_back);
   v("fallback", f.fallback);
   v("dead_columns", f.dead_columns);
+  v("product", f.product);
+  v("outliers", f.outliers);
   v("tokens", f.tokens);
   v("seconds", f.seconds);
 }
@@ -198,6 +215,7 @@ void visit(V& v, Is<RunReport> auto& f) {
   v("timings", f.timings);
   v("roofline", f.roofline);
   v("blocks", f.blocks);
+  v("outliers", f.outliers);
   v("operators", f.operators);
 }
 

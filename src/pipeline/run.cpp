@@ -238,9 +238,13 @@ void Run::verify() {
 void Run::count_compressed() {
   double stored = 0;
   double weights = 0;
+  // Of operators with several rows the last one describes what is stored.
+  std::map<std::string, int64_t> bytes;
+  for (const OperatorRow& row : report_.operators) bytes[row.name] = row.bytes_after;
   for (const OperatorPlan& op : plan_.operators) {
     if (op.methods.empty()) continue;
-    stored += static_cast<double>(op.bytes_after);
+    const auto found = bytes.find(op.name);
+    stored += static_cast<double>(found != bytes.end() ? found->second : op.bytes_after);
     weights += static_cast<double>(op.out_features * op.in_features);
   }
   report_.totals.compressed_parameters = static_cast<int64_t>(weights);

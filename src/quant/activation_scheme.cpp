@@ -8,6 +8,7 @@
 namespace lcomp::quant {
 
 void ActivationScheme::visit(FieldVisitor& v) {
+  v.field("activation_format", format, "what an activation's code stands for: int or fp8_e4m3");
   v.field("activation_bits", bits, {2, 8}, "bits of an activation's code");
   v.field("activation_symmetric", symmetric, "zero point of activations fixed at 0 (else one per scale)");
   v.field("activation_granularity", granularity, "what shares one scale: a token, or all tokens (tensor)");
@@ -24,6 +25,12 @@ void ActivationScheme::visit(FieldVisitor& v) {
 void ActivationScheme::validate(std::string_view where) const {
   ActivationScheme copy = *this;
   check_ranges([&](FieldVisitor& v) { copy.visit(v); }, where);
+  if (format == NumberFormat::kNf4 || (format == NumberFormat::kFp8E4m3 && (!symmetric || bits != 8))) {
+    throw InvalidArgument(std::string(where),
+                          fmt::format("activation_format must be int, or fp8_e4m3 with 8 bits and symmetric; "
+                                      "received {} with {} bits, {}",
+                                      name_of(format), bits, symmetric ? "symmetric" : "asymmetric"));
+  }
   if (granularity == ActivationGranularity::kToken && !dynamic) {
     throw InvalidArgument(std::string(where),
                           "activations per token must be dynamic: a token has no range before it comes; "
@@ -44,8 +51,10 @@ void ActivationScheme::validate(std::string_view where) const {
 }
 
 std::string ActivationScheme::describe() const {
-  return fmt::format("int{} {} activations, per {}{}", bits, symmetric ? "symmetric" : "asymmetric",
-                     name_of(granularity), dynamic ? "" : ", static");
+  const std::string numbers = format == NumberFormat::kInt
+                                  ? fmt::format("int{} {}", bits, symmetric ? "symmetric" : "asymmetric")
+                                  : std::string(name_of(format));
+  return fmt::format("{} activations, per {}{}", numbers, name_of(granularity), dynamic ? "" : ", static");
 }
 
 }  // namespace lcomp::quant

@@ -20,6 +20,8 @@ namespace {
 constexpr const char* kWhere = "quantize_activations";
 
 float symmetric_scale(float largest, const ActivationScheme& scheme) {
+  if (scheme.format == NumberFormat::kFp8E4m3)
+    return largest == 0 ? std::numeric_limits<float>::epsilon() : largest / static_cast<float>(kFp8Largest);
   if (scheme.symmetric_convention == SymmetricConvention::kRestricted)
     return std::max(largest, 1e-5F) / static_cast<float>(scheme.highest_code());
   if (largest == 0) return std::numeric_limits<float>::epsilon();
@@ -94,6 +96,18 @@ void check_input(const at::Tensor& x) {
                                             x.dim(), dtype_name(x.scalar_type()), x.numel()));
 }
 
+void encode(const float* x, int64_t count, const ActivationScheme& scheme, const ActivationGrid& grid,
+            int8_t* codes) {
+  if (scheme.format == NumberFormat::kFp8E4m3) {
+    for (int64_t i = 0; i < count; ++i)
+      codes[i] = static_cast<int8_t>(fp8_e4m3_code(static_cast<double>(x[i] / grid.scale)));
+    return;
+  }
+  kernels::encode_values(x, count, grid.scale, static_cast<float>(grid.zero),
+                         static_cast<float>(scheme.lowest_code()), static_cast<float>(scheme.highest_code()),
+                         codes);
+}
+
 }  // namespace
 
 ActivationGrid activation_grid(float lowest, float highest, const ActivationScheme& scheme,
@@ -133,6 +147,7 @@ QuantizedActivations quantize_activations(const at::Tensor& x, const ActivationS
   }
   const auto grids = static_cast<int64_t>(lowest.size());
   QuantizedActivations out;
+  out.format = scheme.format;
   out.codes = at::empty({tokens, in}, at::kChar);
   out.scale = at::empty({grids, 1}, at::kFloat);
   if (!scheme.symmetric) out.zero = at::empty({grids, 1}, at::kInt);
@@ -140,9 +155,7 @@ QuantizedActivations quantize_activations(const at::Tensor& x, const ActivationS
     const int64_t g = per_token ? t : 0;
     const auto i = static_cast<size_t>(g);
     const ActivationGrid grid = scheme.dynamic ? activation_grid(lowest[i], highest[i], scheme) : *calibrated;
-    kernels::encode_values(values + t * in, in, grid.scale, static_cast<float>(grid.zero),
-                           static_cast<float>(scheme.lowest_code()),
-                           static_cast<float>(scheme.highest_code()), out.codes.data_ptr<int8_t>() + t * in);
+    encode(values + t * in, in, scheme, grid, out.codes.data_ptr<int8_t>() + t * in);
     out.scale.data_ptr<float>()[g] = grid.scale;
     if (out.zero.defined()) out.zero.data_ptr<int32_t>()[g] = grid.zero;
   }
@@ -150,7 +163,7 @@ QuantizedActivations quantize_activations(const at::Tensor& x, const ActivationS
 }
 
 at::Tensor dequantize_activations(const QuantizedActivations& activations) {
-  at::Tensor q = activations.codes.to(at::kFloat);
+  at::Tensor q = code_values(activations.codes, activations.format, at::kFloat);
   if (activations.zero.defined()) q.sub_(activations.zero.to(at::kFloat));
   return q.mul_(activations.scale);
 }

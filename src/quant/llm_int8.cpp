@@ -87,7 +87,7 @@ OutlierInt8Weight::OutlierInt8Weight(const LlmInt8Options& options, at::Tensor c
       scale_(std::move(scale)),
       index_(std::move(index)),
       original_(std::move(original)),
-      layout_(std::make_unique<Layout>()) {
+      layout_(std::make_shared<Layout>()) {
   check_ranges([this](FieldVisitor& v) { options_.visit(v); }, kWhere);
   require(codes_.dim() == 2 && codes_.scalar_type() == at::kChar, "codes must be an int8 matrix [out, in]",
           codes_);
@@ -115,8 +115,6 @@ OutlierInt8Weight::OutlierInt8Weight(const LlmInt8Options& options, at::Tensor c
     before = column;
   }
 }
-
-OutlierInt8Weight::~OutlierInt8Weight() = default;
 
 at::Tensor OutlierInt8Weight::dense() const {
   return codes_.to(at::kFloat).mul_(scale_);
@@ -210,8 +208,8 @@ void OutlierInt8Weight::save(TensorSink& sink, const std::string& name) const {
   sink.add(name + ".weight", codes_);
   sink.add(name + ".weight_scale", scale_);
   if (!index_.defined()) return;
-  sink.add(name + ".outlier_index", index_);
-  sink.add(name + ".outlier_weight", original_);
+  sink.add(name + ".weight_outlier_index", index_);
+  sink.add(name + ".weight_outliers", original_);
 }
 
 OutlierInt8Weight llm_int8(const at::Tensor& weight, const LlmInt8Options& options,

@@ -37,12 +37,16 @@ void check_input(const at::Tensor& x, int64_t in) {
                           in, x.dim(), dtype_name(x.scalar_type()), x.numel()));
 }
 
-/// Ranges of the tokens [begin, begin + rows).
-void token_ranges(const float* x, int64_t begin, int64_t rows, int64_t in, float* lowest, float* highest) {
-  for (int64_t r = 0; r < rows; ++r) {
-    if (linalg::value_range(x + (begin + r) * in, in, lowest + r, highest + r)) continue;
-    throw NumericalError(kWhere, fmt::format("the input must be finite; that of token {} is not", begin + r));
+void token_ranges(const float* x, int64_t tokens, int64_t in, float* lowest, float* highest) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    if (linalg::value_range(x + t * in, in, lowest + t, highest + t)) continue;
+    throw NumericalError(kWhere, fmt::format("the input must be finite; that of token {} is not", t));
   }
+}
+
+/// Eight bits are stored a byte each, which is what other programs expect beside quantized activations.
+bool stores_bytes(const QuantScheme& scheme) {
+  return scheme.code_bits() == 8;
 }
 
 }  // namespace
@@ -60,7 +64,7 @@ QuantizedInputWeight::QuantizedInputWeight(QuantizedWeight weight, const Activat
     : weight_(std::move(weight)),
       activations_(activations),
       grid_(grid),
-      layout_(std::make_unique<Layout>()) {
+      layout_(std::make_shared<Layout>()) {
   activations_.validate(kWhere);
   if (weight_.scheme().format != NumberFormat::kInt) {
     throw InvalidArgument(kWhere, fmt::format("the weight must be of integers; its format is {}",
@@ -74,10 +78,10 @@ QuantizedInputWeight::QuantizedInputWeight(QuantizedWeight weight, const Activat
   check_columns(in_features(), !activations_.symmetric, !weight_.scheme().symmetric);
 }
 
-QuantizedInputWeight::~QuantizedInputWeight() = default;
-
 bool QuantizedInputWeight::has_int8_product() const {
-  return weight_.scheme().granularity != Granularity::kGroup;
+  const bool integers =
+      weight_.scheme().format == NumberFormat::kInt && activations_.format == NumberFormat::kInt;
+  return integers && weight_.scheme().granularity != Granularity::kGroup;
 }
 
 const QuantizedInputWeight::Layout& QuantizedInputWeight::layout() const {
@@ -117,7 +121,7 @@ at::Tensor QuantizedInputWeight::int8_product(const at::Tensor& x) const {
   const int64_t tokens = x.size(0), in = in_features(), out = out_features();
   const float* values = x.data_ptr<float>();
   std::vector<float> lowest(static_cast<size_t>(tokens)), highest(static_cast<size_t>(tokens));
-  token_ranges(values, 0, tokens, in, lowest.data(), highest.data());
+  token_ranges(values, tokens, in, lowest.data(), highest.data());
   ActivationGrid grid;
   if (grid_) {
     grid = *grid_;
@@ -157,7 +161,8 @@ at::Tensor QuantizedInputWeight::int8_product(const at::Tensor& x) const {
 }
 
 int64_t QuantizedInputWeight::bytes() const {
-  return weight_.bytes() + static_grid_bytes(activations_, weight_.scale().scalar_type());
+  return quantized_input_bytes(weight_.scheme(), activations_, out_features(), in_features(),
+                               weight_.scale().scalar_type());
 }
 
 std::string QuantizedInputWeight::describe() const {
@@ -165,16 +170,27 @@ std::string QuantizedInputWeight::describe() const {
 }
 
 void QuantizedInputWeight::save(TensorSink& sink, const std::string& name) const {
-  weight_.save(sink, name);
+  if (stores_bytes(weight_.scheme())) {
+    weight_.save_plain(sink, name);
+  } else {
+    weight_.save(sink, name);
+  }
   if (!grid_) return;
   sink.add(name + ".input_scale", at::tensor({grid_->scale}).to(weight_.scale().scalar_type()));
   if (!activations_.symmetric)
     sink.add(name + ".input_zero_point", at::tensor({grid_->zero}, at::kInt).to(at::kChar));
 }
 
-int64_t static_grid_bytes(const ActivationScheme& scheme, at::ScalarType scale_type) {
-  if (scheme.dynamic) return 0;
-  return static_cast<int64_t>(c10::elementSize(scale_type)) + (scheme.symmetric ? 0 : 1);
+int64_t quantized_input_bytes(const QuantScheme& scheme, const ActivationScheme& activations, int64_t out,
+                              int64_t in, at::ScalarType scale_type) {
+  int64_t bytes = packed_bytes(scheme, out, in, scale_type);
+  if (stores_bytes(scheme)) {
+    const int64_t scales = scheme.scale_rows(out) * scheme.groups(in);
+    bytes =
+        out * in + scales * (static_cast<int64_t>(c10::elementSize(scale_type)) + (scheme.symmetric ? 0 : 1));
+  }
+  if (activations.dynamic) return bytes;
+  return bytes + static_cast<int64_t>(c10::elementSize(scale_type)) + (activations.symmetric ? 0 : 1);
 }
 
 }  // namespace lcomp::quant

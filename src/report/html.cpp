@@ -151,6 +151,15 @@ std::string ladder(const RunReport& r) {
           html::ladder_tables(r));
 }
 
+std::string rounded_inputs(const RunReport& r) {
+  const std::string products = describe_products(r), outliers = describe_outliers(r);
+  if (products.empty() && outliers.empty()) return {};
+  std::string body;
+  for (const std::string& sentence : {products, outliers})
+    if (!sentence.empty()) body += lede(sentence);
+  return section("inputs", "Rounded inputs", body + html::outlier_table(r));
+}
+
 std::string times(const RunReport& r) {
   std::string body = html::phase_chart(r) + html::block_charts(r);
   if (body.empty()) body = "<p class=muted>Nothing has been timed.</p>";
@@ -231,8 +240,8 @@ std::string to_html(const RunReport& report) {
   out += html::heat_style() + "</style>\n</head>\n<body>\n<main>\n";
   out += head(report) + notice(report) + warnings(report) + tiles(report);
   out.append(kNavigation);
-  out += quality(report) + operators(report) + ladder(report) + times(report) + provenance(report) +
-         output(report);
+  out += quality(report) + operators(report) + ladder(report) + rounded_inputs(report) + times(report) +
+         provenance(report) + output(report);
   out += "<footer>lcomp " + escape_html(report.version) +
          ". All numbers were measured in this run; docs/report.md of lcomp says how. Exact values are in "
          "report.json.</footer>\n"

@@ -61,6 +61,7 @@ std::string kind_table(const pipeline::RunReport& report);
 std::string worst_table(const pipeline::RunReport& report);
 std::string operator_table(const pipeline::RunReport& report);
 std::string ladder_tables(const pipeline::RunReport& report);
+std::string outlier_table(const pipeline::RunReport& report);
 std::string file_table(const pipeline::RunReport& report);
 
 }  // namespace lcomp::report::html

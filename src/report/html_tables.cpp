@@ -176,6 +176,18 @@ std::string ladder_tables(const RunReport& report) {
   return out;
 }
 
+std::string outlier_table(const RunReport& report) {
+  if (report.outliers.empty()) return {};
+  Table table({"input of", "#feature", "#layers", "#tokens", "systematic"}, /*sortable=*/true);
+  for (const auto* row : shown_outliers(report, kIrregular))
+    table.row({{row->kind},
+               count_cell(row->feature),
+               share_cell(row->layers),
+               share_cell(row->tokens),
+               {row->systematic ? "yes" : "no"}});
+  return table.text();
+}
+
 std::string file_table(const RunReport& report) {
   if (report.totals.files.empty()) return {};
   Table table({"file", "#size", "hash (XXH3-128)"});

@@ -104,6 +104,20 @@ std::string numerics(const RunReport& r) {
   return out;
 }
 
+std::string rounded_inputs(const RunReport& r) {
+  const std::string products = describe_products(r), outliers = describe_outliers(r);
+  if (products.empty() && outliers.empty()) return {};
+  std::string out = "## Rounded inputs\n\n";
+  for (const std::string& sentence : {products, outliers})
+    if (!sentence.empty()) out += escape_markdown(sentence) + "\n\n";
+  if (r.outliers.empty()) return out;
+  Table table({"input of", "feature", "layers", "tokens", "systematic"});
+  for (const auto* row : shown_outliers(r, kShownRows))
+    table.row({row->kind, exact(row->feature), percent(row->layers), percent(row->tokens),
+               row->systematic ? "yes" : "no"});
+  return out + table.text();
+}
+
 std::string times(const RunReport& r) {
   const auto& t = r.timings;
   std::string out = fmt::format("{} wall, {} of processor time ({} of it in the kernel), peak memory {}.\n\n",
@@ -190,6 +204,7 @@ std::string to_markdown(const RunReport& report) {
   out += "## Evaluation\n\n" + evaluation(report);
   out += "## Operators\n\n" + operators(report);
   out += "## Numerical ladder\n\n" + numerics(report);
+  out += rounded_inputs(report);
   out += "## Time and memory\n\n" + times(report);
   out += "## Provenance\n\n" + provenance(report);
   out += "## Output\n\n" + escape_markdown(describe_verification(report)) + "\n\n" + files(report);

@@ -234,6 +234,38 @@ std::string describe_windows(const pipeline::EvaluationRow& row) {
                      row.windows == 1 ? "window" : "windows", exact(row.window), exact(row.stride));
 }
 
+std::string describe_products(const RunReport& report) {
+  std::map<std::string, int64_t> counts;
+  for (const auto& row : report.operators) {
+    if (!row.product.empty()) ++counts[row.product];
+  }
+  std::string out;
+  for (const auto& [product, operators] : counts)
+    out += fmt::format("{}{} operators by {}", out.empty() ? "Rounded inputs are multiplied in " : ", in ",
+                       exact(operators), product);
+  return out.empty() ? out : out + ".";
+}
+
+std::string describe_outliers(const RunReport& report) {
+  if (report.outliers.empty()) return "";
+  const auto systematic = std::count_if(report.outliers.begin(), report.outliers.end(),
+                                        [](const pipeline::OutlierRow& row) { return row.systematic; });
+  return fmt::format(
+      "{} input features had an outlier on some token; {} of them systematically: in at least 25 % "
+      "of the layers and on at least 6 % of the tokens.",
+      exact(static_cast<int64_t>(report.outliers.size())), exact(systematic));
+}
+
+std::vector<const pipeline::OutlierRow*> shown_outliers(const RunReport& report, size_t n) {
+  std::vector<const pipeline::OutlierRow*> rows;
+  for (const auto& row : report.outliers) rows.push_back(&row);
+  std::stable_sort(rows.begin(), rows.end(), [](const auto* a, const auto* b) {
+    return std::tuple(a->systematic, a->layers, a->tokens) > std::tuple(b->systematic, b->layers, b->tokens);
+  });
+  if (rows.size() > n) rows.resize(n);
+  return rows;
+}
+
 std::string describe_verification(const RunReport& report) {
   if (!report.verification) return "The output has not been verified.";
   const auto& v = *report.verification;

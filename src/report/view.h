@@ -84,6 +84,15 @@ std::string describe_windows(const pipeline::CalibrationFacts& calibration);
 /// "16 windows of 2,048 tokens, stride 2,048".
 std::string describe_windows(const pipeline::EvaluationRow& row);
 
+/// How the operators that round their input multiply it, in a sentence; empty when there are none.
+std::string describe_products(const pipeline::RunReport& report);
+
+/// How many outlier features were found, by which criteria; empty when no pass looked for any.
+std::string describe_outliers(const pipeline::RunReport& report);
+
+/// The outlier features worth a line of a table: the systematic ones first, `n` in all at most.
+std::vector<const pipeline::OutlierRow*> shown_outliers(const pipeline::RunReport& report, size_t n);
+
 /// The verdict of the verification in a sentence.
 std::string describe_verification(const pipeline::RunReport& report);
 

@@ -78,6 +78,14 @@ struct PassFacts {
   bool operator==(const PassFacts&) const = default;
 };
 
+/// An input feature of an operator that was an outlier (LLM.int8()) on some calibration tokens.
+struct OutlierFeature {
+  int64_t feature = 0;
+  double tokens = 0;  ///< share of the tokens
+
+  bool operator==(const OutlierFeature&) const = default;
+};
+
 /// What one pass did to one linear operator. When several passes change an operator it has a row for each, in
 /// order, and the last one describes what was stored.
 struct OperatorRow {
@@ -106,8 +114,13 @@ struct OperatorRow {
   bool fell_back = false;    ///< the method's result was replaced by another's
   std::string fallback;      ///< by which and why: "rtn: loss 1.2 above that of rounding 1.1"
   int64_t dead_columns = 0;  ///< input channels that were zero on all calibration tokens
-  int64_t tokens = 0;        ///< calibration tokens seen by its statistics
-  double seconds = 0;        ///< wall time of the solve
+  /// How the operator multiplies a rounded input: "int8 product" or "simulation"; empty: the input is not
+  /// rounded.
+  std::string product;
+  /// Of the input that the operator shares with its group, at the first operator of the group.
+  std::vector<OutlierFeature> outliers;
+  int64_t tokens = 0;  ///< calibration tokens seen by its statistics
+  double seconds = 0;  ///< wall time of the solve
 
   bool operator==(const OperatorRow&) const = default;
 };
@@ -130,6 +143,21 @@ struct BlockRow {
   }
   bool operator==(const BlockRow&) const = default;
 };
+
+/// A feature dimension that had outliers, over all blocks, by the criteria of Dettmers et al. 2022.
+struct OutlierRow {
+  std::string kind;  ///< first operator that reads the features: "q_proj"
+  int64_t feature = 0;
+  double layers = 0;        ///< share of the blocks in which some token had an outlier there
+  double tokens = 0;        ///< share of the tokens that had one, over these blocks
+  bool systematic = false;  ///< at least 25 % of the layers and 6 % of the tokens
+
+  bool operator==(const OutlierRow&) const = default;
+};
+
+/// The features of the operators' rows, gathered over the blocks: those of one kind together, the most layers
+/// and tokens first.
+std::vector<OutlierRow> outlier_features(const std::vector<OperatorRow>& operators, int64_t blocks);
 
 /// A published file.
 struct FileRow {
@@ -235,6 +263,7 @@ struct RunReport {
 
   std::vector<OperatorRow> operators;
   std::vector<BlockRow> blocks;
+  std::vector<OutlierRow> outliers;  ///< empty when no pass looked for any
   Totals totals;
   Timings timings;
   std::vector<RooflineRow> roofline;

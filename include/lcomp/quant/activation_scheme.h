@@ -26,6 +26,8 @@ enum class PercentileOf {
 /// bits. A value, shared by all methods that quantize activations. The fields are named `activation_...` in
 /// jobs, beside those of the weights' QuantScheme.
 struct ActivationScheme {
+  /// kInt, or kFp8E4m3: x^ = v(q) s with the E4M3 number v(q) nearest to x / s, s = max |x| / 448.
+  NumberFormat format = NumberFormat::kInt;
   int64_t bits = 8;
   bool symmetric = true;
   ActivationGranularity granularity = ActivationGranularity::kToken;

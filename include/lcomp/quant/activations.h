@@ -20,6 +20,7 @@ struct ActivationGrid {
 /// runs:
 ///   symmetric, m = max(-lowest, highest): s = m / ((2^b - 1) / 2) (kMidRange; s = 2^-23 for m = 0) or
 ///   max(m, 1e-5) / (2^(b-1) - 1) (kRestricted);
+///   E4M3: s = m / 448;
 ///   asymmetric: s = (hi - lo) / (2^b - 1), z = clamp(round(-2^(b-1) - lo / s)).
 /// `type`: the type that the scale is stored in and rounded to, for static ranges.
 /// Throws NumericalError when the scale overflows that type.
@@ -28,7 +29,8 @@ ActivationGrid activation_grid(float lowest, float highest, const ActivationSche
 
 /// Activations as codes.
 struct QuantizedActivations {
-  at::Tensor codes;  ///< int8 [tokens, in]
+  NumberFormat format = NumberFormat::kInt;
+  at::Tensor codes;  ///< int8 [tokens, in]; of E4M3 the bytes
   at::Tensor scale;  ///< float32 [tokens, 1], or [1, 1] per tensor
   at::Tensor zero;   ///< int32, same shape; undefined when symmetric
 };

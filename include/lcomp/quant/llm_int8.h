@@ -46,7 +46,8 @@ struct LlmInt8Options {
 ///
 /// The set O depends on the tokens of one call to `apply`: those of one sequence.
 /// Stored as `<name>.weight` int8 [out, in], `<name>.weight_scale` float32 [out, 1] = c_w / 127 and, as far
-/// as original columns are kept, `<name>.outlier_index` int32 [kept] and `<name>.outlier_weight` [out, kept].
+/// as original columns are kept, `<name>.weight_outlier_index` int32 [kept] and `<name>.weight_outliers`
+/// [out, kept].
 class OutlierInt8Weight final : public Weight {
  public:
   /// codes: int8 [out, in] in [-127, 127]. scale: float32 [out, 1]. index: int32 [kept], ascending, or
@@ -54,7 +55,6 @@ class OutlierInt8Weight final : public Weight {
   /// shape, type or index disagrees.
   OutlierInt8Weight(const LlmInt8Options& options, at::Tensor codes, at::Tensor scale, at::Tensor index = {},
                     at::Tensor original = {});
-  ~OutlierInt8Weight() override;
 
   int64_t out_features() const override { return codes_.size(0); }
   int64_t in_features() const override { return codes_.size(1); }
@@ -84,7 +84,7 @@ class OutlierInt8Weight final : public Weight {
   at::Tensor scale_;
   at::Tensor index_;
   at::Tensor original_;
-  std::unique_ptr<Layout> layout_;  // made by the first `apply`
+  std::shared_ptr<Layout> layout_;  // made by the first `apply`; copies share it
 };
 
 /// weight: [out, in], any floating-point type. `calibrated`: bool [in], the columns that had outliers in the

@@ -15,9 +15,9 @@ namespace lcomp::quant {
 /// A quantized matrix whose input is quantized too ("W8A8"):
 ///   y[t, o] = s_x[t] s_w[o] sum_j (q_x[t, j] - z_x[t]) (q_w[o, j] - z_w[o])
 /// The sum is a product of int8 codes in 32-bit integers, exact, when each row of the matrix has one scale
-/// (granularity channel or tensor); with groups of columns it is simulated: quantized and dequantized inputs
-/// times the dequantized matrix, in float32. Both differ by rounding in float32 only.
-/// "Per tensor" means all tokens of one call to `apply`.
+/// (granularity channel or tensor); with groups of columns or E4M3 numbers it is simulated: quantized and
+/// dequantized inputs times the dequantized matrix, in float32. Both differ by rounding in float32 only. "Per
+/// tensor" means all tokens of one call to `apply`.
 class QuantizedInputWeight final : public Weight {
  public:
   /// `grid`: the calibrated grid of a static scheme, its scale a value of the type of the weight's scales.
@@ -25,7 +25,6 @@ class QuantizedInputWeight final : public Weight {
   /// than 32767 columns with two zero points, 65535 with one, 131071 with none.
   QuantizedInputWeight(QuantizedWeight weight, const ActivationScheme& activations,
                        const std::optional<ActivationGrid>& grid = {});
-  ~QuantizedInputWeight() override;
 
   int64_t out_features() const override { return weight_.out_features(); }
   int64_t in_features() const override { return weight_.in_features(); }
@@ -36,7 +35,9 @@ class QuantizedInputWeight final : public Weight {
   at::Tensor apply(const at::Tensor& x) const override;
   int64_t bytes() const override;
   std::string describe() const override;
-  /// What the weight saves, and for static activations `<name>.input_scale` [1] and, when asymmetric,
+  /// Codes of 8 bits as `QuantizedWeight::save_plain` (compressed-tensors `int-quantized`,
+  /// `float-quantized`), smaller ones packed; for static activations `<name>.input_scale` [1] and, when
+  /// asymmetric,
   /// `<name>.input_zero_point` int8 [1].
   void save(TensorSink& sink, const std::string& name) const override;
 
@@ -58,10 +59,11 @@ class QuantizedInputWeight final : public Weight {
   QuantizedWeight weight_;
   ActivationScheme activations_;
   std::optional<ActivationGrid> grid_;
-  std::unique_ptr<Layout> layout_;  // made by the first `apply`
+  std::shared_ptr<Layout> layout_;  // made by the first `apply`; copies share it
 };
 
-/// Bytes of `input_scale` and `input_zero_point` beside a weight with scales of `scale_type`.
-int64_t static_grid_bytes(const ActivationScheme& scheme, at::ScalarType scale_type);
+/// The exact size of what a QuantizedInputWeight [out, in] saves, without having it.
+int64_t quantized_input_bytes(const QuantScheme& scheme, const ActivationScheme& activations, int64_t out,
+                              int64_t in, at::ScalarType scale_type);
 
 }  // namespace lcomp::quant

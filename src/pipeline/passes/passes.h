@@ -17,12 +17,41 @@ struct GptqOrderOptions {
   }
 };
 
+/// What rounds the weights of a method that does something besides.
+enum class Solver { kRtn, kGptq };
+
+struct SolverOptions {
+  Solver solver = Solver::kRtn;
+
+  void visit(FieldVisitor& v) { v.field("solver", solver, "what quantizes the weights: rtn or gptq"); }
+};
+
 /// The passes that other methods' chains end in; `method` is the name in the report. RTN reads the part
 /// QuantScheme of the settings, GPTQ also GptqOptions and GptqOrderOptions.
 std::unique_ptr<Pass> rtn_pass(std::string method);
 std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options);
 
+/// Weights by RTN or GPTQ, and the inputs of the operators quantized as well. Reads the parts QuantScheme,
+/// ActivationScheme, SolverOptions, GptqOptions and GptqOrderOptions of the settings.
+std::unique_ptr<Pass> quantized_input_pass(std::string method, const PassOptions& options);
+/// The same around a pass that leaves QuantizedWeights behind, for other methods' chains. Reads the part
+/// ActivationScheme.
+std::unique_ptr<Pass> quantized_input_pass(std::unique_ptr<Pass> weights, const PassOptions& options);
+/// What it makes of an operator; throws InvalidArgument for settings that do not fit it or each other.
+PlannedWeight plan_quantized_input(const PassOptions& options, const char* method, const PlannedOperator& op);
+
 MethodInfo rtn_method();
 MethodInfo gptq_method();
+MethodInfo int8_method();
+MethodInfo llm_int8_method();
 
 }  // namespace lcomp::pipeline
+
+namespace lcomp {
+
+template <>
+struct EnumNames<pipeline::Solver> {
+  static constexpr std::array<std::string_view, 2> names = {"rtn", "gptq"};
+};
+
+}  // namespace lcomp

@@ -179,6 +179,23 @@ TEST_CASE("bitsandbytes models of other types are refused", "[model][quantizatio
           "load_in_4bit and fp4 came");
 }
 
+TEST_CASE("quantized inputs are written and read back", "[model][quantization]") {
+  quant::ActivationScheme fixed;
+  fixed.symmetric = false;
+  fixed.granularity = quant::ActivationGranularity::kTensor;
+  fixed.dynamic = false;
+  quant::ActivationScheme floats;
+  floats.format = quant::NumberFormat::kFp8E4m3;
+  for (const quant::ActivationScheme& inputs : {quant::ActivationScheme{}, fixed, floats}) {
+    QuantizationConfig config;
+    config.groups = {{{"Linear"}, {.bits = 8, .granularity = Granularity::kChannel}, "int-quantized"}};
+    config.groups[0].input_activations = inputs;
+    const auto back = read("{\"quantization_config\": " + config.to_json() + "}");
+    REQUIRE(back.group_for("x")->to_json() == config.groups[0].to_json());
+    REQUIRE(back.group_for("x")->input_activations->describe() == inputs.describe());
+  }
+}
+
 TEST_CASE("naive-quantized stands for integers or floats of a byte each", "[model][quantization]") {
   const auto format = [](const char* type) {
     return read(config([&](Json& q) {
@@ -208,8 +225,19 @@ TEST_CASE("what this version cannot decode is refused and named", "[model][quant
           "when reading");
   const std::string group = "[config.json: /quantization_config/config_groups/group_0";
   REQUIRE(refused<Unsupported>([](Json& q) {
-            q["config_groups"]["group_0"]["input_activations"] = {{"num_bits", 8}};
-          }) == group + "] only weights may be quantized; this group quantizes activations");
+            q["config_groups"]["group_0"]["output_activations"] = {{"num_bits", 8}};
+          }) ==
+          group + "] only weights and inputs may be quantized; this group quantizes output_activations");
+  const auto inputs_refused = [](const Json& inputs) {
+    return refused<Unsupported>(
+        [&](Json& q) { q["config_groups"]["group_0"]["input_activations"] = inputs; });
+  };
+  REQUIRE(inputs_refused({{"type", "nf4"}}) ==
+          group + "/input_activations] the type of activations must be int or float; it is 'nf4'");
+  REQUIRE(inputs_refused({{"strategy", "group"}, {"dynamic", true}}) ==
+          group + "/input_activations] the strategy of activations must be tensor or token; it is 'group'");
+  REQUIRE(inputs_refused({{"strategy", "tensor"}, {"dynamic", "local"}}) ==
+          group + "/input_activations] dynamic must be true or false; it is 'local'");
   REQUIRE_THAT(refused<Unsupported>([](Json& q) { q["config_groups"]["group_0"]["format"] = "marlin-24"; }),
                Catch::StartsWith(group + "] the format must be one of pack-quantized, int-quantized, ") &&
                    Catch::EndsWith("it is 'marlin-24'"));
@@ -227,6 +255,11 @@ TEST_CASE("a broken quantization_config is a config error at its place", "[model
   const std::string group = "[dir/config.json: /quantization_config/config_groups/group_0";
   REQUIRE(refused<ConfigError>([](Json& q) { weights_of(q)["num_bits"] = 9; }) ==
           group + "/weights] num_bits must lie in 2..8; it is 9");
+  REQUIRE_THAT(refused<ConfigError>([](Json& q) {
+                 q["config_groups"]["group_0"]["input_activations"] = {{"strategy", "token"}};
+               }),
+               Catch::StartsWith(group + "/input_activations] ") &&
+                   Catch::Contains("activations per token must be dynamic"));
   REQUIRE(refused<ConfigError>([](Json& q) { weights_of(q)["group_size"] = 0; }) ==
           group + "/weights] group_size must be positive for the strategy group; it is 0");
   REQUIRE(refused<ConfigError>([](Json& q) { q["format"] = "mixed-precision"; }) ==

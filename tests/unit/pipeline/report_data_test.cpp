@@ -27,6 +27,9 @@ RunReport full_report() {
   row.fell_back = true;
   row.fallback = "rtn: why";
   row.dead_columns = 3;
+  row.product = "int8 product";
+  row.outliers = {{5, 0.25}};
+  report.outliers = {{"q_proj", 5, 0.5, 0.25, true}};
   row.block = 7;
   auto& block = report.blocks.front();
   block.block = 5;
@@ -186,4 +189,32 @@ TEST_CASE("a report that cannot be read says where and why", "[pipeline][report]
   REQUIRE_THROWS_WITH(from_json("{\"format\": 1e999}"),
                       Catch::Matchers::StartsWith("[report.json] the text must be JSON; "));
   REQUIRE_THROWS_AS(from_json(""), CorruptFile);
+}
+
+TEST_CASE("outlier features are gathered over the blocks, by the criteria of the paper",
+          "[pipeline][report]") {
+  using namespace lcomp::pipeline;
+  const auto row = [](const char* kind, int64_t block, const std::vector<OutlierFeature>& outliers) {
+    OperatorRow out;
+    out.kind = kind;
+    out.block = block;
+    out.outliers = outliers;
+    return out;
+  };
+  const std::vector<OutlierRow> rows = outlier_features(
+      {row("q_proj", 0, {{3, 0.5}, {9, 0.01}}), row("k_proj", 0, {}), row("down_proj", 0, {{3, 1.0}}),
+       row("q_proj", 1, {{3, 0.7}}), row("down_proj", 1, {}), row("q_proj", 2, {{9, 0.05}})},
+      8);
+  const std::vector<OutlierRow> expected = {
+      {"q_proj", 3, 0.25, 0.6, true}, {"q_proj", 9, 0.25, 0.03, false}, {"down_proj", 3, 0.125, 1.0, false}};
+  REQUIRE(rows.size() == expected.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    CAPTURE(i);
+    REQUIRE(rows[i].kind == expected[i].kind);
+    REQUIRE(rows[i].feature == expected[i].feature);
+    REQUIRE(rows[i].layers == Approx(expected[i].layers));
+    REQUIRE(rows[i].tokens == Approx(expected[i].tokens));
+    REQUIRE(rows[i].systematic == expected[i].systematic);
+  }
+  REQUIRE(outlier_features({}, 0).empty());
 }

@@ -173,8 +173,8 @@ TEST_CASE("the saved tensors are counted and make the same weight again", "[quan
   REQUIRE(weight.bytes() == stored);
   REQUIRE(stored == llm_int8_bytes(kOut, kIn, 2, at::kHalf));
   const OutlierInt8Weight again(weight.options(), tensors.all.at("op.weight"),
-                                tensors.all.at("op.weight_scale"), tensors.all.at("op.outlier_index"),
-                                tensors.all.at("op.outlier_weight"));
+                                tensors.all.at("op.weight_scale"), tensors.all.at("op.weight_outlier_index"),
+                                tensors.all.at("op.weight_outliers"));
   REQUIRE(again.apply(input()).equal(weight.apply(input())));
   REQUIRE(llm_int8(weight_matrix(), options_of(OutlierWeights::kCalibrated)).describe() ==
           "llm.int8, outliers from 6, kept: none");

@@ -44,7 +44,8 @@ void require_tables(const std::string& text) {
 
 TEST_CASE("every line of a Markdown table has as many cells as its header", "[report][markdown]") {
   RunReport hostile = sample_report(lcomp::test::demo_model());
-  for (auto& row : hostile.operators) row.kind = row.name = "a|b\n| c |";
+  for (auto& row : hostile.operators) row.kind = row.name = row.product = "a|b\n| c |";
+  hostile.outliers = {{"a|b\n", 1, 0.5, 0.5, true}};
   for (auto& row : hostile.totals.files) row.path = "x|y\n";
   for (const RunReport& report : {RunReport{}, sample_report(), sample_running_report({}, 5), hostile})
     require_tables(to_markdown(report));

@@ -146,3 +146,24 @@ TEST_CASE("a failed verification names what differed", "[report][view]") {
   REQUIRE_THAT(describe_verification(report), Catch::Matchers::StartsWith("Verification FAILED") &&
                                                   Catch::Matchers::EndsWith("'a.weight' differs"));
 }
+
+TEST_CASE("rounded inputs and outlier features are told in sentences", "[report][view]") {
+  RunReport report;
+  REQUIRE(describe_products(report).empty());
+  REQUIRE(describe_outliers(report).empty());
+  report.operators = {row("a", "q_proj", 0), row("b", "k_proj", 0), row("c", "v_proj", 0)};
+  report.operators[0].product = report.operators[1].product = "int8 product";
+  report.operators[2].product = "simulation";
+  REQUIRE(describe_products(report) ==
+          "Rounded inputs are multiplied in 2 operators by int8 product, in 1 operators by simulation.");
+  report.outliers = {
+      {"q_proj", 1, 0.2, 0.9, false}, {"q_proj", 2, 0.5, 0.5, true}, {"o_proj", 7, 0.2, 0.1, false}};
+  REQUIRE(describe_outliers(report) ==
+          "3 input features had an outlier on some token; 1 of them systematically: in at least 25 % of the "
+          "layers "
+          "and on at least 6 % of the tokens.");
+  const auto shown = shown_outliers(report, 2);
+  REQUIRE(shown.size() == 2);
+  REQUIRE(shown[0]->feature == 2);
+  REQUIRE(shown[1]->feature == 1);
+}
