@@ -107,38 +107,37 @@ void rotate_half(float* head, const float* cosines, const float* sines, int64_t 
               [&](int64_t i, int64_t n) { store(hn::Mul(s, load(head + dims + i, n)), head + dims + i, n); });
 }
 
-void softmax_row(float* row, int64_t first, int64_t last) {
+/// Row [first, last) becomes exp(x - its largest); returns 1 / its sum.
+float exp_row(float* x, int64_t count) {
   const D d;
-  float* x = row + first;
-  const int64_t count = last - first;
-  auto peak = hn::Set(d, x[0]);
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) peak = hn::Max(peak, hn::LoadU(d, x + i));
+  const int64_t whole = count / lanes * lanes;
+  auto peak = hn::Set(d, x[0]);
+  for (int64_t i = 0; i < whole; i += lanes) peak = hn::Max(peak, hn::LoadU(d, x + i));
   float top = hn::GetLane(hn::MaxOfLanes(d, peak));
-  for (; i < count; ++i) top = std::max(top, x[i]);
+  for (int64_t i = whole; i < count; ++i) top = std::max(top, x[i]);
   const auto shift = hn::Set(d, top);
   auto sum = hn::Zero(d);
-  float tail = 0.0F;
-  for (i = 0; i + lanes <= count; i += lanes) {
+  for (int64_t i = 0; i < whole; i += lanes) {
     const auto e = hn::Exp(d, hn::Sub(hn::LoadU(d, x + i), shift));
     hn::StoreU(e, d, x + i);
     sum = hn::Add(sum, e);
   }
-  for (; i < count; ++i) {
-    x[i] = std::exp(x[i] - top);
-    tail += x[i];
+  if (whole < count) {
+    const auto valid = hn::FirstN(d, static_cast<size_t>(count - whole));
+    const auto e = hn::IfThenElseZero(valid, hn::Exp(d, hn::Sub(load(x + whole, count - whole), shift)));
+    store(e, x + whole, count - whole);
+    sum = hn::Add(sum, e);
   }
-  const float inverse = 1.0F / (hn::GetLane(hn::SumOfLanes(d, sum)) + tail);
-  const auto factor = hn::Set(d, inverse);
-  for_vectors(count, [&](int64_t j, int64_t n) { store(hn::Mul(load(x + j, n), factor), x + j, n); });
+  return 1.0F / hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-void softmax_rows(float* scores, int64_t rows, int64_t cols, const int64_t* first, const int64_t* last) {
+void exp_rows(float* scores, int64_t rows, int64_t cols, const int64_t* first, const int64_t* last,
+              float* inverse_sums) {
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * cols;
     std::fill(row, row + first[r], 0.0F);
-    softmax_row(row, first[r], last[r]);
+    inverse_sums[r] = exp_row(row + first[r], last[r] - first[r]);
     std::fill(row + last[r], row + cols, 0.0F);
   }
 }
@@ -157,7 +156,7 @@ HWY_EXPORT(rms_norm);
 HWY_EXPORT(silu_times);
 HWY_EXPORT(gelu_tanh_times);
 HWY_EXPORT(rotate_half);
-HWY_EXPORT(softmax_rows);
+HWY_EXPORT(exp_rows);
 HWY_EXPORT(add);
 
 void rms_norm(const float* x, const float* weight, double eps, int64_t rows, int64_t width, float* y) {
@@ -177,8 +176,9 @@ void rotate_half(float* head, const float* cosines, const float* sines, int64_t 
   HWY_DYNAMIC_DISPATCH(rotate_half)(head, cosines, sines, dims, head_dim, scale);
 }
 
-void softmax_rows(float* scores, int64_t rows, int64_t cols, const int64_t* first, const int64_t* last) {
-  HWY_DYNAMIC_DISPATCH(softmax_rows)(scores, rows, cols, first, last);
+void exp_rows(float* scores, int64_t rows, int64_t cols, const int64_t* first, const int64_t* last,
+              float* inverse_sums) {
+  HWY_DYNAMIC_DISPATCH(exp_rows)(scores, rows, cols, first, last, inverse_sums);
 }
 
 void add(const float* x, int64_t count, float* y) {
@@ -189,38 +189,57 @@ void add_bias(const float* bias, int64_t rows, int64_t width, float* y) {
   for (int64_t r = 0; r < rows; ++r) add(bias, width, y + r * width);
 }
 
+namespace {
+
+/// Rows of one product of the attention; their scores over 2048 keys take 0.8 MB and stay in a second-level
+/// cache.
+constexpr int64_t kAttentionRows = 96;
+
+}  // namespace
+
 void causal_attention(const AttentionShape& shape, const float* q, const float* k, const float* v,
                       float* context, linalg::Scratch& scratch, size_t slot) {
-  constexpr int64_t kQueryTile = 128;
+  // The query heads that share a key head go through one product, which then packs keys and values once for
+  // all of them.
   const int64_t group = shape.heads / shape.kv_heads;
+  const int64_t tile = std::max<int64_t>(1, kAttentionRows / group);
+  const int64_t width = group * shape.head_dim;  // of the heads of one group, which lie side by side
+  float* queries = scratch.floats(slot, tile * (group * shape.tokens + 2 * width));
+  float* contexts = queries + tile * width;
+  float* scores = contexts + tile * width;
+  std::vector<int64_t> first(static_cast<size_t>(tile * group));
+  std::vector<int64_t> last(first.size());
+  std::vector<float> inverse_sums(first.size());
   const auto dim = static_cast<int>(shape.head_dim);
-  const int64_t context_stride = shape.heads * shape.head_dim;
-  float* scores = scratch.floats(slot, kQueryTile * shape.tokens);
-  int64_t first[kQueryTile];
-  int64_t last[kQueryTile];
-  for (int64_t begin = 0; begin < shape.tokens; begin += kQueryTile) {
-    const int64_t rows = std::min(kQueryTile, shape.tokens - begin);
-    const int64_t end = begin + rows;
-    const int64_t key_begin = shape.window > 0 ? std::max<int64_t>(0, begin - shape.window + 1) : 0;
-    const int64_t keys = end - key_begin;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t oldest = shape.window > 0 ? std::max<int64_t>(0, begin + r - shape.window + 1) : 0;
-      first[r] = oldest - key_begin;
-      last[r] = begin + r + 1 - key_begin;
+  const auto kv_stride = static_cast<int>(shape.kv_stride);
+  for (int64_t begin = 0; begin < shape.tokens; begin += tile) {
+    const int64_t end = std::min(begin + tile, shape.tokens);
+    const auto oldest = [&](int64_t token) {
+      return shape.window > 0 ? std::max<int64_t>(0, token - shape.window + 1) : 0;
+    };
+    const int64_t key_begin = oldest(begin);
+    for (int64_t row = 0; row < (end - begin) * group; ++row) {
+      const int64_t token = begin + row / group;
+      first[static_cast<size_t>(row)] = oldest(token) - key_begin;
+      last[static_cast<size_t>(row)] = token + 1 - key_begin;
     }
-    for (int64_t head = 0; head < shape.heads; ++head) {
-      const float* q_tile = q + begin * shape.q_stride + head * shape.head_dim;
-      const int64_t kv_offset = key_begin * shape.kv_stride + head / group * shape.head_dim;
-      const auto m = static_cast<int>(rows);
-      const auto n = static_cast<int>(keys);
-      const auto q_ld = static_cast<int>(shape.q_stride);
-      const auto kv_ld = static_cast<int>(shape.kv_stride);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, dim, 1.0F, q_tile, q_ld, k + kv_offset,
-                  kv_ld, 0.0F, scores, n);
-      softmax_rows(scores, rows, keys, first, last);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, dim, n, 1.0F, scores, n, v + kv_offset, kv_ld,
-                  0.0F, context + begin * context_stride + head * shape.head_dim,
-                  static_cast<int>(context_stride));
+    const auto rows = static_cast<int>((end - begin) * group);
+    const auto keys = static_cast<int>(end - key_begin);
+    for (int64_t head = 0; head < shape.kv_heads; ++head) {
+      const int64_t kv_offset = key_begin * shape.kv_stride + head * shape.head_dim;
+      for (int64_t t = begin; t < end; ++t)
+        std::copy_n(q + t * shape.q_stride + head * width, width, queries + (t - begin) * width);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, dim, 1.0F, queries, dim, k + kv_offset,
+                  kv_stride, 0.0F, scores, keys);
+      exp_rows(scores, rows, keys, first.data(), last.data(), inverse_sums.data());
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, dim, keys, 1.0F, scores, keys,
+                  v + kv_offset, kv_stride, 0.0F, contexts, dim);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t token = begin + row / group;
+        const int64_t out = (token * shape.heads + head * group + row % group) * shape.head_dim;
+        for (int64_t j = 0; j < dim; ++j)
+          context[out + j] = contexts[row * dim + j] * inverse_sums[static_cast<size_t>(row)];
+      }
     }
   }
 }

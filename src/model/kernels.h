@@ -22,9 +22,11 @@ void gelu_tanh_times(const float* gate_up, int64_t rows, int64_t width, float* y
 void rotate_half(float* head, const float* cosines, const float* sines, int64_t dims, int64_t head_dim,
                  float scale);
 
-/// Row r of the `[rows, cols]` matrix becomes the softmax over its columns [first[r], last[r]); the others
+/// Row r of the `[rows, cols]` matrix becomes the softmax over its columns [first[r], last[r]), but for the
+/// factor `inverse_sums[r]`, which is cheaper to apply behind the product with the values; the other columns
 /// become 0.
-void softmax_rows(float* scores, int64_t rows, int64_t cols, const int64_t* first, const int64_t* last);
+void exp_rows(float* scores, int64_t rows, int64_t cols, const int64_t* first, const int64_t* last,
+              float* inverse_sums);
 
 /// y += x.
 void add(const float* x, int64_t count, float* y);

@@ -212,7 +212,8 @@ void Run::assemble() {
 
 void Run::verify() {
   const PhaseClock::Scope scope(clock_, "verify");
-  step("verify", 0, 1);
+  const auto steps = static_cast<int64_t>(record_.files.size()) + 1;  // every file, then the tensors
+  step("verify", 0, steps);
   Verification result;
   for (const io::FileRecord& file : record_.files)
     report_.totals.files.push_back({file.name, static_cast<int64_t>(file.bytes), file.hash});
@@ -231,7 +232,7 @@ void Run::verify() {
   if (!result.passed) {
     throw InternalError("verify", "the written checkpoint must equal what was computed; " + result.message);
   }
-  step("verify", 1, 1);
+  step("verify", steps, steps);
 }
 
 /// Totals over the operators that a pass changed.
