@@ -208,7 +208,7 @@ void GradientSweep::head() {
       ids.push_back(&s.sequences[static_cast<size_t>(end)]);
       tokens += s.lengths[static_cast<size_t>(end++)];
     }
-    s.loss_sum += head.replace_by_gradient(states, ids, scale);
+    head.replace_by_gradient(states, ids, scale, s.loss_sum);
     for (int64_t i = begin; i < end; ++i) s.stream.store(i, states[static_cast<size_t>(i - begin)]);
     begin = end;
   }

@@ -38,8 +38,9 @@ LossHead::LossHead(const model::Model& model, linalg::Precision precision, Threa
   for (int t = 0; t < pool.size(); ++t) scratch_.emplace_back();
 }
 
-double LossHead::replace_by_gradient(std::vector<at::Tensor>& states,
-                                     const std::vector<const std::vector<int64_t>*>& ids, double scale) {
+void LossHead::replace_by_gradient(std::vector<at::Tensor>& states,
+                                   const std::vector<const std::vector<int64_t>*>& ids, double scale,
+                                   double& loss) {
   const double eps = model_.architecture().norm_eps;
   const auto count = static_cast<int64_t>(states.size());
   std::vector<Sums> sums;
@@ -60,13 +61,12 @@ double LossHead::replace_by_gradient(std::vector<at::Tensor>& states,
   const int64_t vocabulary = model_.architecture().vocab_size;
   for (int64_t first = 0; first < vocabulary; first += kVocabularyTile)
     add_tile(first, std::min(kVocabularyTile, vocabulary - first), chunks, normalized, ids, sums);
-  const double loss = finish(ids, scale, sums);
+  finish(ids, scale, sums, loss);
   pool_.parallel_for(count, [&](int64_t k, int) {
     const auto i = static_cast<size_t>(k);
     states[i].copy_(torch::autograd::grad({normalized[i]}, {leaves[i]}, {sums[i].gradient})[0]);
     normalized[i] = at::Tensor();
   });
-  return loss;
 }
 
 void LossHead::add_tile(int64_t first_id, int64_t count, const std::vector<Chunk>& chunks,
@@ -102,20 +102,21 @@ void LossHead::add_tile(int64_t first_id, int64_t count, const std::vector<Chunk
 }
 
 /// From the sums over the vocabulary to d loss / d normalized = scale (sum_v p_v W_v - W_next).
-double LossHead::finish(const std::vector<const std::vector<int64_t>*>& ids, double scale,
-                        std::vector<Sums>& sums) {
-  double loss = 0;
+void LossHead::finish(const std::vector<const std::vector<int64_t>*>& ids, double scale,
+                      std::vector<Sums>& sums, double& loss) {
   for (size_t i = 0; i < sums.size(); ++i) {
     Sums& own = sums[i];
     const int64_t predicting = own.sum.size(0);
-    loss += (own.sum.log() + own.largest.to(at::kDouble) - own.target.to(at::kDouble)).sum().item<double>();
+    for (int64_t t = 0; t < predicting; ++t) {
+      loss += std::log(own.sum.data_ptr<double>()[t]) + own.largest.data_ptr<float>()[t] -
+              own.target.data_ptr<float>()[t];
+    }
     at::Tensor gradient = own.gradient.slice(0, 0, predicting);
     gradient.div_(own.sum.to(at::kFloat));
     for (int64_t t = 0; t < predicting; ++t)
       gradient[t].sub_(model_.head_rows((*ids[i])[static_cast<size_t>(t + 1)], 1)[0]);
     gradient.mul_(scale);
   }
-  return loss;
 }
 
 }  // namespace lcomp::calib

@@ -21,9 +21,9 @@ class LossHead {
   LossHead(const model::Model& model, linalg::Precision precision, ThreadPool& pool);
 
   /// states[i] `[tokens_i, hidden]` becomes the derivative of scale * sum_t -log p(ids_i[t + 1] | ids_i[..t])
-  /// by it; returns the sum of -log p over all predicted tokens, which are counted in the order given.
-  double replace_by_gradient(std::vector<at::Tensor>& states,
-                             const std::vector<const std::vector<int64_t>*>& ids, double scale);
+  /// by it; -log p of all predicted tokens is added to `loss` token by token, in the order given.
+  void replace_by_gradient(std::vector<at::Tensor>& states,
+                           const std::vector<const std::vector<int64_t>*>& ids, double scale, double& loss);
 
  private:
   /// Up to a kernel's chunk of consecutive predicting positions of one sample.
@@ -37,7 +37,8 @@ class LossHead {
   void add_tile(int64_t first_id, int64_t count, const std::vector<Chunk>& chunks,
                 const std::vector<at::Tensor>& normalized,
                 const std::vector<const std::vector<int64_t>*>& ids, std::vector<Sums>& sums);
-  double finish(const std::vector<const std::vector<int64_t>*>& ids, double scale, std::vector<Sums>& sums);
+  void finish(const std::vector<const std::vector<int64_t>*>& ids, double scale, std::vector<Sums>& sums,
+              double& loss);
 
   const model::Model& model_;
   linalg::Precision precision_;

@@ -6,6 +6,7 @@
 
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
+#include "lcomp/quant/codebook_weight.h"
 #include "lcomp/quant/llm_int8.h"
 #include "lcomp/quant/nf4_storage.h"
 #include "lcomp/quant/quantized_input_weight.h"
@@ -195,6 +196,25 @@ std::optional<StorageGroup> describe_nf4(const Weight& weight) {
   return describe_as("lcomp-nf4", NumberFormat::kNf4, false, weight);
 }
 
+WeightPtr load_codebook(const StoredOperator& op, const StorageGroup& group) {
+  return std::make_shared<quant::CodebookWeight>(quant::CodebookWeight::from_stored(
+      {op.read(".weight_codes"),
+       op.read(".weight_codebook"),
+       op.read(".weight_shape"),
+       {op.read_if(".weight_sparse_offsets"), op.read_if(".weight_sparse_columns"),
+        op.read_if(".weight_sparse_values")}},
+      group.scheme.bits, op.info().name));
+}
+
+/// Of the scheme only the bits mean something: a code book is no grid.
+std::optional<StorageGroup> describe_codebook(const Weight& weight) {
+  const auto* book = dynamic_cast<const quant::CodebookWeight*>(&weight);
+  if (book == nullptr) return std::nullopt;
+  return StorageGroup{.targets = {},
+                      .scheme = {.bits = book->bits(), .granularity = quant::Granularity::kChannel},
+                      .format = "lcomp-codebook"};
+}
+
 constexpr std::array kFormats = {
     WeightFormat{"pack-quantized", ".weight_packed", io::StoredDtype::kI32, NumberFormat::kInt, load_packed,
                  describe_packed},
@@ -205,6 +225,8 @@ constexpr std::array kFormats = {
     WeightFormat{"lcomp-nf4", kNf4State, io::StoredDtype::kU8, NumberFormat::kNf4, load_nf4, describe_nf4},
     WeightFormat{kLlmInt8, ".weight", io::StoredDtype::kI8, NumberFormat::kInt, load_llm_int8,
                  describe_llm_int8},
+    WeightFormat{"lcomp-codebook", ".weight_codes", io::StoredDtype::kI32, NumberFormat::kInt, load_codebook,
+                 describe_codebook},
 };
 
 }  // namespace

@@ -10,6 +10,7 @@ MethodTable builtin_methods() {
   table.add(gptq_method());
   table.add(int8_method());
   table.add(llm_int8_method());
+  table.add(squeezellm_method());
   return table;
 }
 

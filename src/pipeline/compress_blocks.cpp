@@ -27,8 +27,10 @@ void prepare_all(model::Block& block, linalg::Precision precision) {
 }  // namespace
 
 void Run::compress_blocks() {
+  if (plan_.needs_gradients) last_key_ = gradient_key_ = gradient_key();
   const int64_t first = adopt_finished_blocks();
-  if (plan_.needs_calibration && first == 0) start_samples();
+  if (plan_.needs_gradients) make_gradients(first);
+  if (plan_.needs_samples && first == 0) start_samples();
   for (int64_t i = first; i < model_.size(); ++i) {
     check_cancelled();
     step("compress", i, model_.size(), fmt::format("block {} of {}", i + 1, model_.size()));
@@ -70,8 +72,7 @@ int64_t Run::adopt_finished_blocks() {
   }
   auto count = static_cast<int64_t>(records.size());
   const bool done = count == model_.size();
-  if (plan_.needs_calibration && count > 0 && !done &&
-      !restore_samples(count - 1, records.back().samples_hash)) {
+  if (plan_.needs_samples && count > 0 && !done && !restore_samples(count - 1, records.back().samples_hash)) {
     observer_.note("the saved activations are gone or damaged: starting from the first block");
     count = 0;
   }
@@ -145,7 +146,7 @@ BlockRecord Run::compress_block(int64_t index) {
       record.operators[r].pass = static_cast<int64_t>(entry);
     round_dense(*block, p);
   }
-  if (plan_.needs_calibration && !forwarded && !is_last) {
+  if (plan_.needs_samples && !forwarded && !is_last) {
     const PhaseClock::Scope scope(clock_, "forward", &record.row.forward_seconds);
     prepare_all(*block, plan_.compute);
     samples_.runner->forward(*block);
@@ -181,6 +182,7 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
     }
     // The factorisation of the widest input is the peak of the run's memory.
     if (g + 1 == block.groups().size()) samples_.runner->release_buffers();
+    if (pass.needs().gradient_squares) stats.gradient_squares = read_gradients(block, g);
     const PhaseClock::Scope scope(clock_, "solve", &row.solve_seconds);
     pass.compress(block, g, stats, context);
   }
@@ -238,9 +240,10 @@ void Run::run_pass(size_t p, model::Block& block, Observed& observed, BlockRow& 
       observe(p, block, observed);
     }
     check_cancelled();
+    calib::InputStats stats = pass.needs().any() ? current_stats(block, observed, g) : calib::InputStats{};
+    if (pass.needs().gradient_squares) stats.gradient_squares = read_gradients(block, g);
     const PhaseClock::Scope scope(clock_, "solve", &row.solve_seconds);
-    pass.compress(block, g, pass.needs().any() ? current_stats(block, observed, g) : calib::InputStats{},
-                  context);
+    pass.compress(block, g, stats, context);
   }
 }
 
@@ -301,12 +304,13 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
 /// a state from which the block is done again or found done.
 void Run::commit_block(int64_t index, const BlockKey& key, BlockRecord record) {
   const PhaseClock::Scope scope(clock_, "write");
-  if (plan_.needs_calibration && index + 1 < model_.size()) {
+  if (plan_.needs_samples && index + 1 < model_.size()) {
     record.samples_hash = samples_.hidden->write_to(samples_file(index), model_.architecture().hidden_size);
   }
   const io::FileRecord part = writer_->commit_part(part_name(index));
   work_->journal().commit({block_step(index), key.text, {part}, record.to_json()});
   if (index > 0) std::filesystem::remove(samples_file(index - 1));
+  std::filesystem::remove(gradient_file(index));
   take_record(key, std::move(record));
 }
 
@@ -335,6 +339,11 @@ void Run::take_record(const BlockKey& key, BlockRecord record) {
 
 /// What the matrix products of the calibration reached, against the best product that this processor does.
 void Run::fill_roofline() {
+  if (gradient_work_.forward_seconds > 0) {
+    report_.roofline.push_back({"gradients", "f32", gradient_work_.forward_flops,
+                                gradient_work_.forward_seconds,
+                                linalg::measure_gemm_peak(linalg::Precision::kF32)});
+  }
   if (!samples_.runner) return;
   const calib::WorkCount& count = samples_.runner->work_count();
   if (count.forward_seconds <= 0) return;

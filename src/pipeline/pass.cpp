@@ -17,11 +17,15 @@ class LinearPass final : public Pass {
 
   void compress(model::Block& block, size_t group, const calib::InputStats& stats,
                 PassContext& context) const override {
-    for (const size_t op : block.groups()[group].operators) {
+    const std::vector<size_t>& operators = block.groups()[group].operators;
+    for (size_t k = 0; k < operators.size(); ++k) {
+      const size_t op = operators[k];
       const PassOptions* options = context.settings(block.ops()[op].info.name);
       if (options == nullptr) continue;
+      calib::InputStats own = stats;
+      if (!stats.gradient_squares.empty()) own.gradient_squares = {stats.gradient_squares[k]};
       const Stopwatch watch;
-      MatrixResult result = function_(block.ops()[op].weight->dense(), stats, *options, context);
+      MatrixResult result = function_(block.ops()[op].weight->dense(), own, *options, context);
       replace_and_report(block, op, std::move(result), name_, watch.seconds(), stats, context);
     }
   }

@@ -27,6 +27,7 @@ class OrderCheck {
       for (const model::OperatorInfo& op : model.architecture().operators(block)) names_.push_back(op.name);
     }
     quantized_by_.resize(names_.size());
+    transformed_by_.resize(names_.size());
   }
 
   void add_pass(size_t p, const OperatorSettings& settings) {
@@ -34,7 +35,9 @@ class OrderCheck {
     said_.clear();
     method_ = &methods_.find(job_.passes[p].method);
     for (size_t i = 0; i < names_.size(); ++i) {
-      if (settings[i]) refuse_quantized(i, "");
+      if (!settings[i]) continue;
+      refuse_quantized(i, "");
+      if (effect_of(*method_, *settings[i]).reads_gradients) refuse_transformed(i);
     }
     size_t first = 0;
     for (int64_t block = 0; block < model_.size(); ++block) {
@@ -64,6 +67,14 @@ class OrderCheck {
                     kind_of(names_[op]), job_.passes[*quantized_by_[op]].method, *quantized_by_[op], reason));
   }
 
+  void refuse_transformed(size_t op) {
+    if (!transformed_by_[op]) return;
+    complain(
+        fmt::format("gradients are taken before any pass, by the weights of the model as it is; {} is "
+                    "transformed by \"{}\" (/passes/{}) before",
+                    kind_of(names_[op]), job_.passes[*transformed_by_[op]].method, *transformed_by_[op]));
+  }
+
   /// `first`: position of the block's first operator in the list of all.
   void check_transform(const model::GroupInfo& group, size_t first, const OperatorSettings& settings) {
     std::vector<std::string> given, missing;
@@ -73,6 +84,7 @@ class OrderCheck {
       (transformed ? given : missing).push_back(kind_of(names_[first + op]));
     }
     if (given.empty() || group.absorber.empty()) return;
+    for (const size_t op : group.operators) transformed_by_[first + op] = pass_;
     if (!missing.empty()) {
       complain(
           fmt::format("a scale of what {} reads changes all that reads it; {} must be transformed in the "
@@ -82,6 +94,7 @@ class OrderCheck {
     const auto producer = std::find(names_.begin(), names_.end(), group.absorber);
     if (producer == names_.end()) return;
     const auto position = static_cast<size_t>(producer - names_.begin());
+    transformed_by_[position] = pass_;
     refuse_quantized(
         position, fmt::format(", and the scale of what {} reads goes into its rows", fmt::join(given, ", ")));
     if (!model_.checkpoint().contains(*producer + ".weight")) {
@@ -97,6 +110,7 @@ class OrderCheck {
   const model::Model& model_;
   std::vector<std::string> names_;
   std::vector<std::optional<size_t>> quantized_by_;
+  std::vector<std::optional<size_t>> transformed_by_;
   size_t pass_ = 0;
   const MethodInfo* method_ = nullptr;
   std::set<std::string> said_;

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "lcomp/calib/activation_cache.h"
+#include "lcomp/calib/gradients.h"
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/error.h"
 #include "lcomp/pipeline/pass.h"
@@ -122,6 +123,19 @@ Sizes measure(const model::Architecture& a) {
   return s;
 }
 
+std::vector<int64_t> sample_lengths(const Job& job) {
+  return calib::sequence_lengths(job.calibration.samples, job.calibration.length, job.calibration.starts);
+}
+
+/// What the gradient sweep keeps on disk: the inputs of all blocks, the state for a resume, old and new, and
+/// its results.
+uint64_t gradient_disk(const Job& job, const model::Architecture& a) {
+  const std::vector<int64_t> lengths = sample_lengths(job);
+  uint64_t bytes = 2 * ActivationCache::bytes_needed(lengths, a.hidden_size);
+  if (job.calibration.cache != CachePlace::kMemory) bytes += calib::GradientSweep::cache_bytes(a, lengths);
+  return bytes + to_bytes(measure(a).block_parameters * 4.0 * static_cast<double>(a.layers));
+}
+
 MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan& plan) {
   const model::Architecture& a = model.architecture();
   const Sizes s = measure(a);
@@ -132,7 +146,7 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   m.block = to_bytes(s.block_parameters * (stored + packed + 1.0));
   const auto hidden = static_cast<double>(a.hidden_size);
   const auto threads = static_cast<double>(plan.threads);
-  if (plan.needs_calibration) {
+  if (plan.needs_samples) {
     const auto tokens = static_cast<double>(job.calibration.samples * job.calibration.length);
     const auto length = static_cast<double>(job.calibration.length);
     const auto batch = static_cast<double>(plan.batch_tokens);
@@ -146,6 +160,11 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
     m.scratch = to_bytes(batch * s.widest_input * 4.0 + threads * per_thread);
   } else {
     m.solver = to_bytes(s.largest_operator * 28.0);
+  }
+  if (plan.needs_gradients) {
+    m.gradients = m.block + calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, {});
+    if (job.calibration.cache == CachePlace::kMemory)
+      m.gradients += calib::GradientSweep::cache_bytes(a, sample_lengths(job));
   }
   if (job.evaluate) {
     const auto window = static_cast<double>(job.evaluate->window);
@@ -164,17 +183,18 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
 
 void check_budget(const Job& job, const Plan& plan) {
   if (job.max_memory <= 0 || plan.memory.peak() <= static_cast<uint64_t>(job.max_memory)) return;
-  throw ResourceError("job: /max_memory",
-                      fmt::format("the budget must cover the estimated peak of {} MB (program {}, block {}, "
-                                  "activations {}, statistics {}, solver {}, "
-                                  "scratch {}, evaluation {} MB); it is {} MB. Fewer or shorter calibration "
-                                  "samples, fewer threads or evaluation "
-                                  "windows need less",
-                                  plan.memory.peak() / 1'000'000, plan.memory.program / 1'000'000,
-                                  plan.memory.block / 1'000'000, plan.memory.activations / 1'000'000,
-                                  plan.memory.statistics / 1'000'000, plan.memory.solver / 1'000'000,
-                                  plan.memory.scratch / 1'000'000, plan.memory.evaluation / 1'000'000,
-                                  job.max_memory / 1'000'000));
+  throw ResourceError(
+      "job: /max_memory",
+      fmt::format("the budget must cover the estimated peak of {} MB (program {}, block {}, "
+                  "activations {}, statistics {}, solver {}, "
+                  "scratch {}, evaluation {}, gradients {} MB); it is {} MB. Fewer or shorter calibration "
+                  "samples, fewer threads or evaluation "
+                  "windows need less",
+                  plan.memory.peak() / 1'000'000, plan.memory.program / 1'000'000,
+                  plan.memory.block / 1'000'000, plan.memory.activations / 1'000'000,
+                  plan.memory.statistics / 1'000'000, plan.memory.solver / 1'000'000,
+                  plan.memory.scratch / 1'000'000, plan.memory.evaluation / 1'000'000,
+                  plan.memory.gradients / 1'000'000, job.max_memory / 1'000'000));
 }
 
 /// Keeps the activations in memory when the job says so, or when it leaves the choice and the budget allows
@@ -182,7 +202,7 @@ void check_budget(const Job& job, const Plan& plan) {
 void place_activations(const Job& job, const model::Model& model, Plan& plan) {
   plan.activations_on_disk = job.calibration.cache == CachePlace::kDisk;
   plan.memory = estimate_memory(job, model, plan);
-  if (job.calibration.cache == CachePlace::kAuto && job.max_memory > 0 && plan.needs_calibration &&
+  if (job.calibration.cache == CachePlace::kAuto && job.max_memory > 0 && plan.needs_samples &&
       plan.memory.peak() > static_cast<uint64_t>(job.max_memory)) {
     plan.activations_on_disk = true;
     plan.memory = estimate_memory(job, model, plan);
@@ -193,7 +213,8 @@ void place_activations(const Job& job, const model::Model& model, Plan& plan) {
 uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& plan) {
   // The parts and the shards made of them exist at the same time for a while.
   uint64_t bytes = 2 * plan.bytes_after;
-  if (plan.needs_calibration) {
+  if (plan.needs_gradients) bytes += gradient_disk(job, model.architecture());
+  if (plan.needs_samples) {
     const std::vector<int64_t> lengths = {job.calibration.samples * job.calibration.length};
     const int64_t hidden = model.architecture().hidden_size;
     bytes += 2 * ActivationCache::bytes_needed(lengths, hidden);  // the saved state, old and new
@@ -209,7 +230,7 @@ uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& pl
 
 uint64_t MemoryPlan::peak() const {
   const uint64_t compression = block + activations + statistics + solver + scratch;
-  return program + std::max({compression, evaluation, embedding});
+  return program + std::max({compression, evaluation, embedding, gradients});
 }
 
 Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model) {
@@ -225,9 +246,11 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
     for (const auto& instance : methods.find(pass.method).make_passes(*pass.options)) {
       // Of those that take statistics, only the last can be staged.
       plan.observes_blocks = plan.observes_blocks || staged_needs;
-      plan.needs_calibration = plan.needs_calibration || instance->needs().any();
+      plan.needs_samples = plan.needs_samples || instance->needs().any();
+      plan.needs_gradients = plan.needs_gradients || instance->needs().gradient_squares;
       // Methods that never do without are refused when the job is parsed; others depend on their settings.
-      if (instance->needs().any() && job.calibration.text.empty()) {
+      const bool needs_text = instance->needs().any() || instance->needs().gradient_squares;
+      if (needs_text && job.calibration.text.empty()) {
         throw ConfigError("/calibration/text",
                           fmt::format("must name a text, which the method {} takes its statistics from with "
                                       "these settings; it is missing or empty",
@@ -237,6 +260,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
     }
   }
+  plan.needs_calibration = plan.needs_samples || plan.needs_gradients;
   plan.compute = resolve_compute(job.compute);
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
   plan.threads = ThreadPool(static_cast<int>(job.threads)).size();
@@ -247,10 +271,17 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   for (const OperatorPlan& op : plan.operators) {
     plan.bytes_after += static_cast<uint64_t>(op.bytes_after) - static_cast<uint64_t>(op.bytes_before);
   }
-  if (plan.needs_calibration) {
-    const auto lengths =
-        calib::sequence_lengths(job.calibration.samples, job.calibration.length, job.calibration.starts);
-    for (const int64_t length : lengths) {
+  if (plan.needs_gradients) {
+    if (const int64_t shortest = sample_lengths(job).back(); shortest < 2) {
+      throw ConfigError("job: /calibration",
+                        fmt::format("samples must have at least 2 tokens where gradients are needed; the "
+                                    "shortest would have {}",
+                                    shortest));
+    }
+    plan.gradient_flops = calib::GradientSweep::planned_flops(model.architecture(), sample_lengths(job));
+  }
+  if (plan.needs_samples) {
+    for (const int64_t length : sample_lengths(job)) {
       plan.forward_flops += model.architecture().linear_flops_per_token() * static_cast<double>(length) +
                             model.architecture().attention_flops(length);
     }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "lcomp/calib/gradients.h"
 #include "lcomp/calib/sample_runner.h"
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/observer.h"
@@ -100,6 +101,16 @@ class Run {
   void take_record(const BlockKey& key, BlockRecord record);
   void fill_roofline();
 
+  // gradient_sweep.cpp
+  std::string gradient_key() const;
+  void make_gradients(int64_t first_block);
+  int64_t finished_gradients(int64_t lowest);
+  void sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest);
+  int64_t lowest_gradient_block(int64_t first_block) const;
+  std::vector<at::Tensor> read_gradients(const model::Block& block, size_t group) const;
+  std::filesystem::path gradient_file(int64_t block) const;
+  std::filesystem::path gradient_state_file(int64_t block) const;
+
   const Job& job_;
   Observer& observer_;
   const ReportWriter& write_reports_;
@@ -112,9 +123,11 @@ class Run {
   std::optional<io::WorkDir> work_;
   std::optional<io::CheckpointWriter> writer_;
   Samples samples_;
+  calib::WorkCount gradient_work_;
   std::optional<eval::EvaluationText> evaluation_text_;
   std::string job_key_;
   std::string last_key_;
+  std::string gradient_key_;
   OutputRecord record_;
   std::map<std::string, model::QuantizationConfig::Group> groups_;
 };

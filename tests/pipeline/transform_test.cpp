@@ -206,3 +206,18 @@ TEST_CASE("operators that read one input are transformed together", "[pipeline][
         "transformed in the same pass, or none of them");
   CHECK(order_error(Json::array({Json{{"method", "ramp"}, {"ignore", "o_proj"}}})) == kNothing);
 }
+
+TEST_CASE("gradients are those of the model as it came: no transform may go before",
+          "[pipeline][transform]") {
+  const Json squeezellm = {{"method", "squeezellm"}}, ramp = {{"method", "ramp"}};
+  CHECK_THAT(order_error(Json::array({ramp, squeezellm})),
+             Catch::Contains("gradients are taken before any pass, by the weights of the model as it is; "
+                             "q_proj is transformed by \"ramp\" (/passes/0) before"));
+  // The scale of what o_proj reads is in the rows of v_proj.
+  const Json of_o = {{"method", "ramp"}, {"targets", "o_proj"}};
+  CHECK_THAT(order_error(Json::array({of_o, squeezellm})), Catch::Contains("v_proj is transformed by"));
+  const Json others = {{"method", "squeezellm"}, {"ignore", {"o_proj", "v_proj"}}};
+  CHECK(order_error(Json::array({of_o, others})) == kNothing);
+  const Json plain = {{"method", "squeezellm"}, {"weighting", "none"}};
+  CHECK(order_error(Json::array({ramp, plain})) == kNothing);
+}

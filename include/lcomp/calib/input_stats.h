@@ -10,7 +10,7 @@
 
 namespace lcomp::calib {
 
-/// What a pass wants to know about the inputs of an operator.
+/// What a pass wants to know about an operator: of its inputs, and of the loss.
 struct Needs {
   bool second_moment = false;    ///< sum over tokens of x x^T
   bool abs_mean = false;         ///< mean over tokens of |x_j|
@@ -18,9 +18,12 @@ struct Needs {
   bool token_range = false;      ///< least and largest x_j of every token
   bool value_counts = false;     ///< how often each value occurs, by its upper 16 bits
   double outlier_threshold = 0;  ///< above 0: number of tokens with |x_j| of at least this, per j
+  int64_t sampled_tokens = 0;    ///< inputs of that many tokens, kept as they are
+  /// Sum over samples of the squared gradients of the language-model loss by the weights of the model as it
+  /// was before any pass; made by a sweep of its own (calib/gradients.h).
+  bool gradient_squares = false;
 
-  int64_t sampled_tokens = 0;  ///< inputs of that many tokens, kept as they are
-
+  /// Whether anything of the inputs is wanted.
   bool any() const { return second_moment || abs_mean || abs_max || sampled_tokens > 0 || !follow_scales(); }
   /// Whether the statistics of scaled inputs follow from those of the inputs by algebra (see `divided`).
   bool follow_scales() const { return !token_range && !value_counts && outlier_threshold == 0; }
@@ -38,7 +41,8 @@ struct Needs {
             .token_range = token_range || other.token_range,
             .value_counts = value_counts || other.value_counts,
             .outlier_threshold = std::max(outlier_threshold, other.outlier_threshold),
-            .sampled_tokens = std::max(sampled_tokens, other.sampled_tokens)};
+            .sampled_tokens = std::max(sampled_tokens, other.sampled_tokens),
+            .gradient_squares = gradient_squares || other.gradient_squares};
   }
 };
 
@@ -55,6 +59,8 @@ struct InputStats {
   /// float32 `[sampled_tokens, in]` (all tokens when there are fewer): one token at random out of each of
   /// equal stretches of the tokens in their order, the same ones in every run.
   at::Tensor samples;
+  /// Per operator of the group, float32 `[out, in]`; a function on one matrix sees its own alone.
+  std::vector<at::Tensor> gradient_squares;
 };
 
 /// The statistics of the inputs x / scale, by algebra: H' = S^-1 H S^-1, and the others divided. scale:

@@ -75,6 +75,9 @@ struct Effect {
   bool transforms = false;
   /// Puts weights on a grid: no later pass may change them.
   bool quantizes = true;
+  /// Reads gradients of the loss by the weights as they are before any pass: no earlier pass may transform
+  /// them.
+  bool reads_gradients = false;
 };
 
 /// An operator before anything of it is read.

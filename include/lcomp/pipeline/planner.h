@@ -34,6 +34,7 @@ struct MemoryPlan {
   uint64_t scratch = 0;      ///< per-thread buffers and the batch that feeds the statistics
   uint64_t evaluation = 0;   ///< peak of the evaluation, which comes after the rest is freed
   uint64_t embedding = 0;    ///< peak of copying the tensors outside the blocks
+  uint64_t gradients = 0;    ///< peak of the gradient sweep, which comes before the block loop
 
   /// The larger of the phases that follow each other.
   uint64_t peak() const;
@@ -45,8 +46,10 @@ struct Plan {
   /// Settings per pass and operator (in the order of `operators`); null where a pass leaves an operator
   /// alone.
   std::vector<OperatorSettings> settings;
-  bool needs_calibration = false;
-  bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
+  bool needs_calibration = false;  ///< a calibration text
+  bool needs_samples = false;      ///< its samples pass the blocks in the block loop
+  bool needs_gradients = false;    ///< they pass the blocks forth and back before it
+  bool observes_blocks = false;    ///< a pass takes the statistics of all groups of a block at once
   linalg::Precision compute = linalg::Precision::kF32;             ///< of the calibration's forward passes
   linalg::Precision evaluation_compute = linalg::Precision::kF32;  ///< of the evaluation
   bool activations_on_disk = false;
@@ -57,7 +60,8 @@ struct Plan {
   int64_t parameters = 0;
   uint64_t bytes_before = 0;  ///< of all tensors
   uint64_t bytes_after = 0;
-  double forward_flops = 0;  ///< of the calibration
+  double forward_flops = 0;   ///< of the calibration
+  double gradient_flops = 0;  ///< of the gradient sweep
   std::vector<std::string> warnings;
 };
 

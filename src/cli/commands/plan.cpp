@@ -49,7 +49,11 @@ std::string text_of(const pipeline::Plan& plan) {
   row("memory", fmt::format("{} at the peak (estimate)", format_bytes(as_signed(plan.memory.peak()))));
   row("disk", format_bytes(as_signed(plan.disk_bytes)));
   row("threads", std::to_string(plan.threads));
-  if (plan.needs_calibration) {
+  if (plan.needs_gradients) {
+    row("gradients", fmt::format("{:.3g} TFLOP in f32, a sweep forth and back over the calibration samples",
+                                 plan.gradient_flops / 1e12));
+  }
+  if (plan.needs_samples) {
     row("calibration",
         fmt::format("{:.3g} TFLOP in {}, hidden states {}", plan.forward_flops / 1e12,
                     precision_name(plan.compute), plan.activations_on_disk ? "on disk" : "in memory"));
@@ -100,12 +104,14 @@ Json json_of(const pipeline::Plan& plan) {
             {"solver", memory.solver},
             {"scratch", memory.scratch},
             {"evaluation", memory.evaluation},
-            {"embedding", memory.embedding}}},
+            {"embedding", memory.embedding},
+            {"gradients", memory.gradients}}},
           {"threads", plan.threads},
           {"compute", precision_name(plan.compute)},
           {"needs_calibration", plan.needs_calibration},
           {"activations_on_disk", plan.activations_on_disk},
           {"forward_flops", plan.forward_flops},
+          {"gradient_flops", plan.gradient_flops},
           {"operators", std::move(operators)},
           {"warnings", plan.warnings}};
 }

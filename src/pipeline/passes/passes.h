@@ -44,6 +44,7 @@ MethodInfo rtn_method();
 MethodInfo gptq_method();
 MethodInfo int8_method();
 MethodInfo llm_int8_method();
+MethodInfo squeezellm_method();
 
 }  // namespace lcomp::pipeline
 

@@ -1,0 +1,135 @@
+#include <malloc.h>
+
+#include "lcomp/calib/gradients.h"
+#include "lcomp/core/error.h"
+#include "lcomp/io/files.h"
+#include "lcomp/io/hash.h"
+#include "lcomp/io/safetensors.h"
+#include "lcomp/io/safetensors_writer.h"
+#include "pipeline/run.h"
+
+/// Squared gradients for the passes that ask for them: made before the block loop, kept in a file per block
+/// until that block is done.
+namespace lcomp::pipeline {
+namespace {
+
+std::string gradient_step(int64_t block) {
+  return fmt::format("gradients {}", block);
+}
+
+}  // namespace
+
+std::filesystem::path Run::gradient_file(int64_t block) const {
+  return work_->path() / fmt::format("gradients-{:04}.safetensors", block);
+}
+
+/// The derivative by the input of `block`, which is what the sweep goes on from.
+std::filesystem::path Run::gradient_state_file(int64_t block) const {
+  return work_->path() / fmt::format("gradient-state-{:04}.bin", block);
+}
+
+/// The gradients of any block depend on the whole model, and so does then what is made of them.
+std::string Run::gradient_key() const {
+  io::Hasher hasher;
+  hasher.add(last_key_);
+  for (int64_t i = 0; i < model_.size(); ++i) {
+    for (const std::string& name : model_.block_tensors(i))
+      hasher.add(name + model_.checkpoint().hash_of_tensor(name));
+  }
+  return hasher.hex();
+}
+
+/// The lowest block from `first_block` on with an operator whose pass reads gradients; the number of blocks
+/// when there is none.
+int64_t Run::lowest_gradient_block(int64_t first_block) const {
+  int64_t lowest = model_.size();
+  for (size_t p = 0; p < passes_.size(); ++p) {
+    const auto& [entry, pass] = passes_[p];
+    if (!pass->needs().gradient_squares) continue;
+    for (size_t i = 0; i < plan_.operators.size(); ++i) {
+      const int64_t block = plan_.operators[i].block;
+      if (plan_.settings[entry][i] && block >= first_block) lowest = std::min(lowest, block);
+    }
+  }
+  return lowest;
+}
+
+/// The lowest block whose gradients, and those of all above it, an earlier run finished, with what the sweep
+/// needs to go on below it; the number of blocks when there is none.
+int64_t Run::finished_gradients(int64_t lowest) {
+  int64_t done = model_.size();
+  std::string state_hash;
+  while (done > lowest) {
+    const auto found = work_->journal().committed(gradient_step(done - 1), gradient_key_);
+    if (!found) break;
+    state_hash = found->note;
+    --done;
+  }
+  if (done == model_.size() || done == lowest) return done;
+  const std::filesystem::path state = gradient_state_file(done);
+  if (std::filesystem::exists(state) && io::hash_of_file(state) == state_hash) return done;
+  observer_.note("the saved state of the gradients is gone or damaged: making them again");
+  return model_.size();
+}
+
+void Run::make_gradients(int64_t first_block) {
+  const int64_t lowest = lowest_gradient_block(first_block);
+  const int64_t from = finished_gradients(lowest);
+  if (from == lowest) return;
+  const PhaseClock::Scope scope(clock_, "gradients");
+  for (const char* name : {"gradient-stream.cache", "gradient-inputs.cache"})
+    std::filesystem::remove(work_->path() / name);
+  const auto storage = job_.calibration.cache == CachePlace::kMemory
+                           ? calib::ActivationCache::Storage::kMemory
+                           : calib::ActivationCache::Storage::kDisk;
+  calib::GradientSweep sweep(model_, samples_.tokens.sequences, {storage, work_->path(), plan_.compute},
+                             pool_);
+  sweep.start();
+  // The inputs are not worth saving: with them a resumed run would save a quarter of the sweep's work.
+  for (int64_t i = 0; i < from; ++i) {
+    check_cancelled();
+    step("gradients", i, 2 * model_.size(), fmt::format("forward, block {} of {}", i + 1, model_.size()));
+    sweep.forward(i);
+    malloc_trim(0);
+  }
+  if (from < model_.size()) {
+    sweep.restore(gradient_state_file(from));
+    observer_.note(fmt::format("continuing the gradients below block {} of {}", from + 1, model_.size()));
+  } else {
+    sweep.head();
+    observer_.note(fmt::format("the loss on the calibration text is {:.6g} per token", sweep.loss()));
+  }
+  sweep_back(sweep, from, lowest);
+  gradient_work_ = {sweep.flops(), sweep.cpu_seconds(), 0, 0};
+}
+
+/// From block `from` - 1 down to `lowest`: first what the sweep goes on from, then the block's results, then
+/// the journal's line.
+void Run::sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest) {
+  for (int64_t i = from - 1; i >= lowest; --i) {
+    check_cancelled();
+    step("gradients", 2 * model_.size() - 1 - i, 2 * model_.size(),
+         fmt::format("backward, block {} of {}", i + 1, model_.size()));
+    const calib::BlockGradients gradients = sweep.backward(i, {.squares = true}, lowest);
+    const std::string state_hash = i > lowest ? sweep.save(gradient_state_file(i)) : "";
+    io::NamedTensors tensors;
+    const auto operators = model_.architecture().operators(i);
+    for (size_t op = 0; op < operators.size(); ++op)
+      tensors.emplace_back(operators[op].name, gradients.squares[op]);
+    const io::FileRecord file = io::write_safetensors(gradient_file(i), tensors);
+    work_->journal().commit({gradient_step(i), gradient_key_, {file}, state_hash});
+    std::filesystem::remove(gradient_state_file(i + 1));
+    malloc_trim(0);
+  }
+  step("gradients", 2 * model_.size(), 2 * model_.size());
+}
+
+/// Of the operators of a group, in its order.
+std::vector<at::Tensor> Run::read_gradients(const model::Block& block, size_t group) const {
+  const io::SafetensorsFile file(gradient_file(block.index()));
+  std::vector<at::Tensor> out;
+  for (const size_t op : block.groups()[group].operators) out.push_back(file.read(block.ops()[op].info.name));
+  return out;
+}
+
+}  // namespace lcomp::pipeline
