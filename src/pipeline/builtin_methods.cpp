@@ -11,6 +11,8 @@ MethodTable builtin_methods() {
   table.add(int8_method());
   table.add(llm_int8_method());
   table.add(squeezellm_method());
+  table.add(awq_method());
+  table.add(smoothquant_method());
   return table;
 }
 

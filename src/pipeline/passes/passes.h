@@ -45,6 +45,8 @@ MethodInfo gptq_method();
 MethodInfo int8_method();
 MethodInfo llm_int8_method();
 MethodInfo squeezellm_method();
+MethodInfo awq_method();
+MethodInfo smoothquant_method();
 
 }  // namespace lcomp::pipeline
 

@@ -47,7 +47,7 @@ TEST_CASE("docs/jobs.md has the tables that the library makes of the options", "
 TEST_CASE("docs/quantization.md has a row for every setting of the built-in methods", "[pipeline][docs]") {
   const std::string text = document("docs/quantization.md");
   const MethodTable methods = builtin_methods();
-  for (const char* name : {"rtn", "gptq", "int8", "llm_int8", "squeezellm"}) {
+  for (const char* name : {"rtn", "gptq", "int8", "llm_int8", "squeezellm", "awq", "smoothquant"}) {
     std::istringstream rows(method_table(methods.find(name)));
     for (std::string row; std::getline(rows, row);) CHECK_THAT(text, Catch::Matchers::Contains(row));
   }

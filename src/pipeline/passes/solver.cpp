@@ -1,0 +1,85 @@
+#include "pipeline/passes/solver.h"
+
+#include "lcomp/core/dtype.h"
+#include "lcomp/core/error.h"
+#include "pipeline/passes/passes.h"
+#include "pipeline/passes/scheme_plan.h"
+
+namespace lcomp::pipeline {
+
+void TransformSolverOptions::visit(FieldVisitor& v) {
+  v.field(
+      "solver", solver,
+      "what rounds the scaled matrices: rtn, gptq, or none (they are stored dense, or left to a later pass)");
+}
+
+TransformGroup::TransformGroup(const model::Block& block, size_t group, const PassContext& context) {
+  for (const size_t op : block.groups()[group].operators) {
+    const PassOptions* options = context.settings(block.ops()[op].info.name);
+    if (options == nullptr) continue;
+    ops.push_back(op);
+    settings.push_back(options);
+    schemes.push_back(with_scale_type(options->part<quant::QuantScheme>(), context.model_dtype));
+    weights.push_back(block.ops()[op].weight->dense());
+  }
+}
+
+void report_transform(const model::Block& block, const TransformGroup& members, const std::string& what,
+                      const std::string& method, const std::optional<TransformLoss>& loss, double seconds,
+                      const calib::InputStats& stats, PassContext& context) {
+  for (const size_t i : members.ops) {
+    const model::LinearOp& op = block.ops()[i];
+    OperatorRow row;
+    row.name = op.info.name;
+    row.kind = op.info.kind;
+    row.block = block.index();
+    row.method = method;
+    row.scheme = what;
+    row.out_features = op.info.out_features;
+    row.in_features = op.info.in_features;
+    row.bytes_before = row.bytes_after = stored_bytes(op, context.model_dtype);
+    row.bits_per_weight =
+        8.0 * static_cast<double>(row.bytes_after) / static_cast<double>(row.out_features * row.in_features);
+    if (loss) {
+      row.loss = loss->loss;
+      row.rtn_loss = loss->without;
+    }
+    row.tokens = stats.tokens;
+    row.seconds = seconds / static_cast<double>(members.ops.size());
+    context.rows.push_back(std::move(row));
+  }
+}
+
+PlannedWeight plan_scaled(const PlannedOperator& op) {
+  return {fmt::format("{}, scaled", dtype_name(op.dtype)),
+          op.out_features * op.in_features * static_cast<int64_t>(c10::elementSize(op.dtype))};
+}
+
+PlannedWeight plan_solved(const PassOptions& options, const char* method, const PlannedOperator& op) {
+  const auto& scheme = options.part<quant::QuantScheme>();
+  if (scheme.range == quant::RangeRule::kHessian &&
+      options.part<TransformSolverOptions>().solver == TransformSolver::kRtn) {
+    throw InvalidArgument(
+        method,
+        "range hessian needs the solver gptq; rtn has no statistics of the scaled inputs (clip "
+        "searches ranges by the same error)");
+  }
+  const PlannedWeight planned = plan_scheme(scheme, method, op);
+  if (options.part<TransformSolverOptions>().solver != TransformSolver::kNone) return planned;
+  return plan_scaled(op);
+}
+
+void add_solver(PassChain& chain, const std::string& method, const PassOptions& options) {
+  switch (options.part<TransformSolverOptions>().solver) {
+    case TransformSolver::kRtn:
+      chain.push_back(rtn_pass(method));
+      break;
+    case TransformSolver::kGptq:
+      chain.push_back(gptq_pass(method, options));
+      break;
+    case TransformSolver::kNone:
+      break;
+  }
+}
+
+}  // namespace lcomp::pipeline
