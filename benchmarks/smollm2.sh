@@ -46,7 +46,12 @@ settings() {
     *-static*) echo /passes/0/act_order=static_groups ;;
     *-aware*) echo /passes/0/act_order=group_aware ;;
   esac
-  case $1 in *-mse*) echo /passes/0/range=mse ;; esac
+  case $1 in
+    *-plain*) printf '%s\n' /passes/0/range=min_max /passes/0/sweeps=0 /passes/0/refit=false ;;
+    *-mse*) echo /passes/0/range=mse ;;
+  esac
+  case $1 in *-sweeps*) printf '%s\n' /passes/0/sweeps=2 /passes/0/refit=true ;; esac
+  case $1 in *-split*) echo /passes/0/mismatch=split ;; esac
   case $1 in *-block*) echo /passes/0/true_sequential=false ;; esac
   case $1 in *-damp5*) echo /passes/0/damping=0.05 ;; esac
   case $1 in *-f32*) echo /compute=f32 ;; esac

@@ -60,6 +60,7 @@
 #include "lcomp/quant/grid.h"
 #include "lcomp/quant/kmeans1d.h"
 #include "lcomp/quant/llm_int8.h"
+#include "lcomp/quant/mismatch.h"
 #include "lcomp/quant/nested_scales.h"
 #include "lcomp/quant/nf4_storage.h"
 #include "lcomp/quant/number_format.h"

@@ -45,7 +45,16 @@ std::vector<int64_t> choose_tokens(int64_t count, int64_t total) {
 
 StatsAccumulator::StatsAccumulator(int64_t features, const Needs& needs, int64_t total_tokens)
     : features_(features), needs_(needs) {
-  if (needs.second_moment) stats_.second_moment = at::zeros({features, features}, at::kFloat);
+  const auto square = [&] { return at::zeros({features, features}, at::kFloat); };
+  if (needs.halves) {
+    for (size_t half = 0; half < 2; ++half) {
+      stats_.half_moment[half] = square();
+      stats_.half_mismatch[half] = square();
+    }
+  } else {
+    if (needs.second_moment) stats_.second_moment = square();
+    if (needs.mismatch) stats_.mismatch = square();
+  }
   if (needs.abs_mean) abs_sum_ = at::zeros({features}, at::kDouble);
   if (needs.abs_max) stats_.abs_max = at::zeros({features}, at::kFloat);
   if (needs.sampled_tokens > 0) {
@@ -56,11 +65,24 @@ StatsAccumulator::StatsAccumulator(int64_t features, const Needs& needs, int64_t
   if (needs.outlier_threshold > 0) stats_.outlier_tokens = at::zeros({features}, at::kLong);
 }
 
-void StatsAccumulator::add(ThreadPool* pool, const float* x, int64_t tokens) {
+/// The difference is taken before the product: that of two nearly equal moments would lose most digits.
+void StatsAccumulator::add_mismatch(ThreadPool* pool, const float* x, int64_t tokens, float* reference,
+                                    size_t half) {
+  parallel_for(pool, tokens, [&](int64_t t, int) {
+    for (int64_t j = t * features_; j < (t + 1) * features_; ++j) reference[j] -= x[j];
+  });
+  at::Tensor& sum = needs_.halves ? stats_.half_mismatch.at(half) : stats_.mismatch;
+  linalg::add_cross_products(pool, reference, x, tokens, features_, sum.data_ptr<float>());
+}
+
+void StatsAccumulator::add(ThreadPool* pool, const float* x, int64_t tokens, float* reference, size_t half) {
   keep_samples(x, stats_.tokens, tokens);
   stats_.tokens += tokens;
-  if (needs_.second_moment)
-    linalg::syrk_upper(pool, x, tokens, features_, stats_.second_moment.data_ptr<float>());
+  if (needs_.second_moment || needs_.halves) {
+    at::Tensor& moment = needs_.halves ? stats_.half_moment.at(half) : stats_.second_moment;
+    linalg::syrk_upper(pool, x, tokens, features_, moment.data_ptr<float>());
+  }
+  if (needs_.mismatch || needs_.halves) add_mismatch(pool, x, tokens, reference, half);
   if (needs_.abs_mean || needs_.abs_max || needs_.outlier_threshold > 0) add_magnitudes(x, tokens);
   if (needs_.token_range || needs_.value_counts) add_ranges(x, tokens);
 }
@@ -105,7 +127,13 @@ void StatsAccumulator::add_ranges(const float* x, int64_t tokens) {
 }
 
 InputStats StatsAccumulator::finish() {
-  if (needs_.second_moment) linalg::mirror_upper(stats_.second_moment);
+  if (needs_.halves) {
+    for (at::Tensor& moment : stats_.half_moment) linalg::mirror_upper(moment);
+    stats_.second_moment = stats_.half_moment[0] + stats_.half_moment[1];
+    stats_.mismatch = stats_.half_mismatch[0] + stats_.half_mismatch[1];
+  } else if (needs_.second_moment) {
+    linalg::mirror_upper(stats_.second_moment);
+  }
   if (needs_.abs_mean) {
     stats_.abs_mean = (abs_sum_ / static_cast<double>(std::max<int64_t>(1, stats_.tokens))).to(at::kFloat);
   }

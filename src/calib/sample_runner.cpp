@@ -3,6 +3,8 @@
 #include <cstring>
 #include <ctime>
 
+#include "lcomp/core/error.h"
+
 namespace lcomp::calib {
 namespace {
 
@@ -68,14 +70,15 @@ SampleRunner::SampleRunner(ThreadPool& pool, const model::Architecture& architec
 }
 
 /// A sample at the input of group `group - 1`, with room for what `advance` to `group` leaves in `work`.
-model::SampleState SampleRunner::load_state(const model::Block& block, size_t group, int64_t sample) const {
-  model::SampleState state{hidden_.load(sample, architecture_.hidden_size), {}};
+model::SampleState SampleRunner::load_state(const SampleStream& stream, const model::Block& block,
+                                            size_t group, int64_t sample) const {
+  model::SampleState state{stream.hidden->load(sample, architecture_.hidden_size), {}};
   const bool reads_work = group > 0 && block.groups()[group - 1].input_in_work;
   const bool writes_work = group < block.groups().size() && block.groups()[group].input_in_work;
   if (reads_work) {
-    state.work = work_->load(sample, input_width(block, group - 1));
-  } else if (writes_work && work_->storage() == ActivationCache::Storage::kMemory) {
-    state.work = work_->load(sample, input_width(block, group));
+    state.work = stream.work->load(sample, input_width(block, group - 1));
+  } else if (writes_work && stream.work->storage() == ActivationCache::Storage::kMemory) {
+    state.work = stream.work->load(sample, input_width(block, group));
   }
   return state;
 }
@@ -125,30 +128,40 @@ bool SampleRunner::reads_in_place(const model::Block& block, size_t group, const
          unit.end - unit.begin == 1 && unit.tokens >= kLongSample;
 }
 
-/// Takes the samples of a batch to the input of `group`; with `gather` the inputs end up side by side in
-/// `gathered_`.
-void SampleRunner::forward_batch(const model::Block& block, size_t group, const Batch& batch, bool gather) {
+bool SampleRunner::must_gather(const model::Block& block, size_t group, const Batch& batch) const {
+  for (size_t u = batch.begin; u < batch.end; ++u) {
+    if (!reads_in_place(block, group, units_[u])) return true;
+  }
+  return false;
+}
+
+/// Takes the samples of a batch to the input of `group`; with `gathered` the inputs end up side by side in
+/// it.
+void SampleRunner::forward_batch(const SampleStream& stream, const model::Block& block, size_t group,
+                                 const Batch& batch, at::Tensor* gathered) {
   const Stopwatch watch(count_.forward_seconds);
   const int64_t width = input_width(block, group);
   const bool in_work = block.groups()[group].input_in_work;
   const int64_t first = first_sample(batch);
   const std::vector<int64_t> offsets = row_offsets(hidden_, first, last_sample(batch));
-  float* gathered = gather || !in_work ? room_for(gathered_, batch.tokens * width) : nullptr;
+  const bool keep = gathered != nullptr;
+  if (!keep && !in_work) gathered = &gathered_;  // the input needs a place all the same
+  float* places = gathered == nullptr ? nullptr : room_for(*gathered, batch.tokens * width);
   pool_.parallel_for(last_sample(batch) - first, [&](int64_t k, int worker) {
     const int64_t sample = first + k;
-    float* place = gathered == nullptr ? nullptr : gathered + offsets[static_cast<size_t>(k)] * width;
-    model::SampleState state = load_state(block, group, sample);
+    float* place = places == nullptr ? nullptr : places + offsets[static_cast<size_t>(k)] * width;
+    model::SampleState state = load_state(stream, block, group, sample);
     const at::Tensor input =
         block.advance(group, state, scratch_[static_cast<size_t>(worker)], in_work ? nullptr : place);
-    if (in_work && gather) {
+    if (in_work && keep) {
       std::memcpy(place, input.data_ptr(), static_cast<size_t>(input.numel()) * sizeof(float));
     }
-    if (group > 0) hidden_.store(sample, state.hidden);
-    if (in_work) work_->store(sample, state.work);
+    if (group > 0) stream.hidden->store(sample, state.hidden);
+    if (in_work) stream.work->store(sample, state.work);
   });
 }
 
-void SampleRunner::add_batch(const model::Block& block, size_t group, const Batch& batch,
+void SampleRunner::add_batch(const model::Block& block, size_t group, const Batch& batch, bool with_reference,
                              StatsAccumulator& statistics) {
   const Stopwatch watch(count_.statistics_seconds);
   const int64_t width = input_width(block, group);
@@ -157,7 +170,8 @@ void SampleRunner::add_batch(const model::Block& block, size_t group, const Batc
     const Unit& unit = units_[u];
     const float* input = reads_in_place(block, group, unit) ? work_->load(unit.begin, width).data_ptr<float>()
                                                             : gathered_.data_ptr<float>() + row * width;
-    statistics.add(&pool_, input, unit.tokens);
+    float* reference = with_reference ? gathered_reference_.data_ptr<float>() + row * width : nullptr;
+    statistics.add(&pool_, input, unit.tokens, reference, u % 2);
     row += unit.tokens;
   }
 }
@@ -169,36 +183,64 @@ int64_t SampleRunner::total_tokens() const {
 }
 
 InputStats SampleRunner::advance(const model::Block& block, size_t group, const Needs& needs) {
+  return advance_streams(block, nullptr, {}, group, needs);
+}
+
+InputStats SampleRunner::advance(const model::Block& block, const model::Block& dense,
+                                 const SampleStream& reference, size_t group, const Needs& needs) {
+  return advance_streams(block, &dense, reference, group, needs);
+}
+
+InputStats SampleRunner::advance_streams(const model::Block& block, const model::Block* dense,
+                                         const SampleStream& reference, size_t group, const Needs& needs) {
+  const bool compares = needs.mismatch || needs.halves;
+  if (compares && dense == nullptr) {
+    throw InvalidArgument("SampleRunner::advance",
+                          "the mismatch must have a second stream of samples to compare with; there is none");
+  }
   count_forward(block, group);
-  const int64_t width = input_width(block, group);
-  StatsAccumulator statistics(width, needs, total_tokens());
+  if (dense != nullptr) count_forward(*dense, group);
+  const auto width = static_cast<double>(input_width(block, group));
+  StatsAccumulator statistics(input_width(block, group), needs, total_tokens());
   for (const Batch& batch : batches_) {
-    bool gather = false;
-    for (size_t u = batch.begin; u < batch.end; ++u)
-      gather = gather || !reads_in_place(block, group, units_[u]);
-    forward_batch(block, group, batch, gather && needs.any());
+    const bool gather = needs.any() && must_gather(block, group, batch);
+    forward_batch({&hidden_, work_}, block, group, batch, gather ? &gathered_ : nullptr);
+    if (dense != nullptr) forward_batch(reference, *dense, group, batch, &gathered_reference_);
     if (!needs.any()) continue;
-    add_batch(block, group, batch, statistics);
-    if (needs.second_moment) {
-      count_.statistics_flops += static_cast<double>(batch.tokens) * static_cast<double>(width * width);
-    }
+    add_batch(block, group, batch, compares, statistics);
+    const double products = (needs.second_moment || needs.halves ? 1.0 : 0.0) + (compares ? 2.0 : 0.0);
+    count_.statistics_flops += products * static_cast<double>(batch.tokens) * width * width;
   }
   const Stopwatch watch(count_.statistics_seconds);
   return statistics.finish();
 }
 
-void SampleRunner::finish(const model::Block& block) {
+void SampleRunner::finish_stream(const SampleStream& stream, const model::Block& block) {
   const size_t groups = block.groups().size();
   count_forward(block, groups);
   const Stopwatch watch(count_.forward_seconds);
   pool_.parallel_for(hidden_.samples(), [&](int64_t sample, int worker) {
-    model::SampleState state = load_state(block, groups, sample);
+    model::SampleState state = load_state(stream, block, groups, sample);
     block.finish(state, scratch_[static_cast<size_t>(worker)]);
-    hidden_.store(sample, state.hidden);
+    stream.hidden->store(sample, state.hidden);
   });
 }
 
+void SampleRunner::finish(const model::Block& block) {
+  finish_stream({&hidden_, work_}, block);
+}
+
+void SampleRunner::finish(const model::Block& block, const model::Block& dense,
+                          const SampleStream& reference) {
+  finish_stream({&hidden_, work_}, block);
+  finish_stream(reference, dense);
+}
+
 std::vector<InputStats> SampleRunner::observe(const model::Block& block, const Needs& needs) {
+  if (needs.mismatch || needs.halves) {
+    throw InvalidArgument("SampleRunner::observe",
+                          "the mismatch must be taken group by group; use advance with a second stream");
+  }
   const size_t groups = block.groups().size();
   std::vector<StatsAccumulator> statistics;
   for (size_t g = 0; g < groups; ++g) {
@@ -259,6 +301,7 @@ void SampleRunner::forward(const model::Block& block) {
 
 void SampleRunner::release_buffers() {
   gathered_ = at::Tensor();
+  gathered_reference_ = at::Tensor();
   for (linalg::Scratch& scratch : scratch_) scratch.release();
   for (at::Tensor& work : spare_work_) work = at::Tensor();
 }

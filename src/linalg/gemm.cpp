@@ -206,6 +206,19 @@ void syrk_upper(ThreadPool* pool, const float* x, int64_t rows, int64_t n, float
   });
 }
 
+void add_cross_products(ThreadPool* pool, const float* d, const float* x, int64_t rows, int64_t n,
+                        float* sum) {
+  constexpr int64_t kTile = 288;
+  const int64_t tiles = (n + kTile - 1) / kTile;
+  parallel_for(pool, tiles * tiles, [&](int64_t t, int) {
+    const int64_t i = t / tiles * kTile, j = t % tiles * kTile;
+    const auto stride = static_cast<int>(n);
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(std::min(kTile, n - i)),
+                static_cast<int>(std::min(kTile, n - j)), static_cast<int>(rows), 1.0F, d + i, stride, x + j,
+                stride, 1.0F, sum + i * n + j, stride);
+  });
+}
+
 void mirror_upper(at::Tensor& gram) {
   const int64_t n = gram.size(0);
   float* g = gram.data_ptr<float>();

@@ -24,6 +24,7 @@ std::string BlockRecord::to_json() const {
   json["decoded"] = decoded;
   json["changed"] = changed;
   json["samples_hash"] = samples_hash;
+  json["reference_hash"] = reference_hash;
   auto& all = json["groups"] = io::Json::object();
   for (const auto& [name, group] : groups) all[name] = group.to_json();
   return json.dump();
@@ -42,6 +43,7 @@ BlockRecord BlockRecord::from_json(const std::string& text) {
   for (const auto& [name, group] : root.at("groups").members())
     out.groups[name] = model::QuantizationConfig::Group::from_json(group.text(), kWhere);
   out.samples_hash = root.at("samples_hash").text();
+  out.reference_hash = root.at("reference_hash").text();
   return out;
 }
 

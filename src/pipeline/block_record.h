@@ -22,6 +22,8 @@ struct BlockRecord {
   std::map<std::string, model::QuantizationConfig::Group> groups;
   /// Hash of the samples behind this block, when they are saved for a resume; empty when there are none.
   std::string samples_hash;
+  /// The same of the second stream, where a pass compares with the model as it found it.
+  std::string reference_hash;
 
   std::string to_json() const;
   static BlockRecord from_json(const std::string& text);

@@ -72,7 +72,7 @@ int64_t Run::adopt_finished_blocks() {
   }
   auto count = static_cast<int64_t>(records.size());
   const bool done = count == model_.size();
-  if (plan_.needs_samples && count > 0 && !done && !restore_samples(count - 1, records.back().samples_hash)) {
+  if (plan_.needs_samples && count > 0 && !done && !restore_samples(count - 1, records.back())) {
     observer_.note("the saved activations are gone or damaged: starting from the first block");
     count = 0;
   }
@@ -96,14 +96,23 @@ void Run::start_samples() {
     widest = std::max(widest, a.operators(0)[group.operators[0]].in_features);
   const auto storage =
       plan_.activations_on_disk ? ActivationCache::Storage::kDisk : ActivationCache::Storage::kMemory;
-  for (const char* name : {"hidden.cache", "work.cache"}) std::filesystem::remove(work_->path() / name);
-  samples_.hidden =
-      std::make_unique<ActivationCache>(lengths, a.hidden_size, storage, work_->path() / "hidden.cache");
-  samples_.work = std::make_unique<ActivationCache>(lengths, widest, storage, work_->path() / "work.cache");
+  const auto make_cache = [&](int64_t width, const char* name) {
+    const std::filesystem::path file = work_->path() / name;
+    std::filesystem::remove(file);
+    return std::make_unique<ActivationCache>(lengths, width, storage, file);
+  };
+  samples_.hidden = make_cache(a.hidden_size, "hidden.cache");
+  samples_.work = make_cache(widest, "work.cache");
+  if (plan_.compares_streams) {
+    samples_.reference_hidden = make_cache(a.hidden_size, "reference-hidden.cache");
+    samples_.reference_work = make_cache(widest, "reference-work.cache");
+  }
   samples_.runner = std::make_unique<calib::SampleRunner>(pool_, a, *samples_.hidden, samples_.work.get(),
                                                           plan_.batch_tokens);
   for (size_t i = 0; i < lengths.size(); ++i) {
-    samples_.hidden->store(static_cast<int64_t>(i), model_.embed(samples_.tokens.sequences[i]));
+    const at::Tensor embedded = model_.embed(samples_.tokens.sequences[i]);
+    samples_.hidden->store(static_cast<int64_t>(i), embedded);
+    if (plan_.compares_streams) samples_.reference_hidden->store(static_cast<int64_t>(i), embedded);
   }
 }
 
@@ -111,10 +120,17 @@ std::filesystem::path Run::samples_file(int64_t block) const {
   return work_->path() / fmt::format("samples-{:04}.bin", block);
 }
 
-bool Run::restore_samples(int64_t block, const std::string& hash) {
+std::filesystem::path Run::reference_file(int64_t block) const {
+  return work_->path() / fmt::format("reference-{:04}.bin", block);
+}
+
+bool Run::restore_samples(int64_t block, const BlockRecord& record) {
   start_samples();
+  const int64_t width = model_.architecture().hidden_size;
   try {
-    return samples_.hidden->read_from(samples_file(block), model_.architecture().hidden_size) == hash;
+    if (samples_.hidden->read_from(samples_file(block), width) != record.samples_hash) return false;
+    return !plan_.compares_streams ||
+           samples_.reference_hidden->read_from(reference_file(block), width) == record.reference_hash;
   } catch (const Error&) {
     return false;
   }
@@ -168,17 +184,27 @@ std::function<const PassOptions*(const std::string&)> Run::settings_of(size_t en
 }
 
 /// The statistics of one group come after the groups before it are compressed; the samples move on in the
-/// same pass.
+/// same pass. A pass that compares with the model as it finds it has a second stream of samples, which goes
+/// through a copy of the block.
 void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_last, BlockRow& row,
                               PassContext& context) {
+  std::optional<model::Block> as_found;
+  if (plan_.compares_streams)
+    as_found.emplace(model_.architecture(), block.index(), block.ops(), block.norms());
+  const auto prepare = [&](size_t group) {
+    block.prepare(group, plan_.compute);
+    if (as_found) as_found->prepare(group, plan_.compute);
+  };
   for (size_t g = 0; g < block.groups().size(); ++g) {
     check_cancelled();
     calib::InputStats stats;
     {
       const PhaseClock::Scope scope(clock_, "calibrate", &row.calibrate_seconds);
-      if (g > 0) block.prepare(g - 1, plan_.compute);
-      stats = samples_.runner->advance(block, g, pass.needs());
+      if (g > 0) prepare(g - 1);
+      stats = as_found ? samples_.runner->advance(block, *as_found, samples_.reference(), g, pass.needs())
+                       : samples_.runner->advance(block, g, pass.needs());
       if (g > 0) block.release(g - 1);
+      if (g > 0 && as_found) as_found->release(g - 1);
     }
     // The factorisation of the widest input is the peak of the run's memory.
     if (g + 1 == block.groups().size()) samples_.runner->release_buffers();
@@ -188,8 +214,12 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
   }
   if (is_last) return;
   const PhaseClock::Scope scope(clock_, "forward", &row.forward_seconds);
-  block.prepare(block.groups().size() - 1, plan_.compute);
-  samples_.runner->finish(block);
+  prepare(block.groups().size() - 1);
+  if (as_found) {
+    samples_.runner->finish(block, *as_found, samples_.reference());
+  } else {
+    samples_.runner->finish(block);
+  }
 }
 
 /// A sequential pass moves the samples on as it goes, so only the last to read them can be staged.
@@ -305,11 +335,17 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
 void Run::commit_block(int64_t index, const BlockKey& key, BlockRecord record) {
   const PhaseClock::Scope scope(clock_, "write");
   if (plan_.needs_samples && index + 1 < model_.size()) {
-    record.samples_hash = samples_.hidden->write_to(samples_file(index), model_.architecture().hidden_size);
+    const int64_t width = model_.architecture().hidden_size;
+    record.samples_hash = samples_.hidden->write_to(samples_file(index), width);
+    if (plan_.compares_streams)
+      record.reference_hash = samples_.reference_hidden->write_to(reference_file(index), width);
   }
   const io::FileRecord part = writer_->commit_part(part_name(index));
   work_->journal().commit({block_step(index), key.text, {part}, record.to_json()});
-  if (index > 0) std::filesystem::remove(samples_file(index - 1));
+  if (index > 0) {
+    std::filesystem::remove(samples_file(index - 1));
+    std::filesystem::remove(reference_file(index - 1));
+  }
   std::filesystem::remove(gradient_file(index));
   take_record(key, std::move(record));
 }

@@ -97,6 +97,28 @@ uint64_t to_bytes(double count) {
   return static_cast<uint64_t>(count);
 }
 
+/// The second stream moves on with the first, group by group, so only the last pass can have it, and staged;
+/// which statistics it takes is one decision for all operators.
+void check_mismatch(const PassSpec& pass, const std::string& where, const MethodInfo& method, bool is_last) {
+  const PassChain chain = method.make_passes(*pass.options);
+  for (size_t o = 0; o < pass.overrides.size(); ++o) {
+    const PassChain changed = method.make_passes(*pass.overrides[o].options);
+    for (size_t i = 0; i < std::min(chain.size(), changed.size()); ++i) {
+      const calib::Needs needs = chain[i]->needs(), wanted = changed[i]->needs();
+      if ((needs.mismatch || !wanted.mismatch) && (needs.halves || !wanted.halves)) continue;
+      throw ConfigError(
+          fmt::format("{}/overrides/{}/mismatch", where, o),
+          "an override may turn the correction off, or its split; the pass itself must turn it on");
+    }
+  }
+  for (size_t i = 0; i < chain.size(); ++i) {
+    if (!chain[i]->needs().mismatch || (is_last && i + 1 == chain.size() && chain[i]->sequential())) continue;
+    throw ConfigError(where + "/mismatch",
+                      "the mismatch of the inputs is measured group by group as the samples move on, so the "
+                      "pass must be the last one and have \"true_sequential\": true");
+  }
+}
+
 /// Sizes that the memory of a run is made of.
 struct Sizes {
   double block_parameters = 0;
@@ -150,14 +172,21 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
     const auto tokens = static_cast<double>(job.calibration.samples * job.calibration.length);
     const auto length = static_cast<double>(job.calibration.length);
     const auto batch = static_cast<double>(plan.batch_tokens);
-    if (!plan.activations_on_disk) m.activations = to_bytes(tokens * (hidden + s.widest_input) * 4.0);
+    const double streams = plan.compares_streams ? 2.0 : 1.0;
+    if (!plan.activations_on_disk)
+      m.activations = to_bytes(streams * tokens * (hidden + s.widest_input) * 4.0);
     m.statistics = to_bytes((plan.observes_blocks ? s.all_moments : s.largest_moment) * 4.0);
+    if (plan.compares_streams) {
+      // Moment and mismatch, of each half and in all; a second copy of the block laid out for products.
+      m.statistics = to_bytes(s.largest_moment * 24.0);
+      m.block += to_bytes(s.block_parameters * packed);
+    }
     m.solver = to_bytes(s.largest_moment * 16.0 + s.largest_operator * 28.0);
     const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
     double per_thread =
         length * (hidden + qkv + 128.0) * 4.0 + 128.0 * 2.0 * static_cast<double>(a.intermediate_size) * 4.0;
     if (plan.activations_on_disk) per_thread += length * (hidden + s.widest_input) * 4.0;
-    m.scratch = to_bytes(batch * s.widest_input * 4.0 + threads * per_thread);
+    m.scratch = to_bytes(streams * batch * s.widest_input * 4.0 + threads * per_thread);
   } else {
     m.solver = to_bytes(s.largest_operator * 28.0);
   }
@@ -217,10 +246,11 @@ uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& pl
   if (plan.needs_samples) {
     const std::vector<int64_t> lengths = {job.calibration.samples * job.calibration.length};
     const int64_t hidden = model.architecture().hidden_size;
-    bytes += 2 * ActivationCache::bytes_needed(lengths, hidden);  // the saved state, old and new
+    const uint64_t streams = plan.compares_streams ? 2 : 1;
+    bytes += streams * 2 * ActivationCache::bytes_needed(lengths, hidden);  // the saved state, old and new
     if (plan.activations_on_disk) {
-      bytes += ActivationCache::bytes_needed(lengths,
-                                             hidden + to_bytes(measure(model.architecture()).widest_input));
+      bytes += streams * ActivationCache::bytes_needed(
+                             lengths, hidden + to_bytes(measure(model.architecture()).widest_input));
     }
   }
   return bytes + 10'000'000;
@@ -258,7 +288,10 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       }
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
+      plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
     }
+    check_mismatch(pass, fmt::format("job: /passes/{}", &pass - job.passes.data()), methods.find(pass.method),
+                   &pass == &job.passes.back());
   }
   plan.needs_calibration = plan.needs_samples || plan.needs_gradients;
   plan.compute = resolve_compute(job.compute);

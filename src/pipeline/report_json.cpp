@@ -100,6 +100,7 @@ void visit(V& v, Is<OperatorRow> auto& f) {
   v("loss", f.loss);
   v("rtn_loss", f.rtn_loss);
   v("damping", f.damping);
+  v("mismatch_weight", f.mismatch_weight);
   v("rung", f.rung);
   v("rung_index", f.rung_index);
   v("fell_back", f.fell_back);

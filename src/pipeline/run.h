@@ -28,7 +28,13 @@ struct Samples {
   calib::TokenSamples tokens;
   std::unique_ptr<calib::ActivationCache> hidden;
   std::unique_ptr<calib::ActivationCache> work;
+  /// The second stream: the same samples in the model as a pass that compares with it finds it. Null when
+  /// there is no such pass.
+  std::unique_ptr<calib::ActivationCache> reference_hidden;
+  std::unique_ptr<calib::ActivationCache> reference_work;
   std::unique_ptr<calib::SampleRunner> runner;
+
+  calib::SampleStream reference() const { return {reference_hidden.get(), reference_work.get()}; }
 };
 
 /// What the journal knows a block by, and the hashes of the block's stored tensors, which are part of it.
@@ -84,7 +90,7 @@ class Run {
   BlockKey block_key(const std::string& previous_key, int64_t block) const;
   int64_t adopt_finished_blocks();
   void start_samples();
-  bool restore_samples(int64_t block, const std::string& hash);
+  bool restore_samples(int64_t block, const BlockRecord& record);
   BlockRecord compress_block(int64_t index);
   bool is_staged(size_t pass) const;
   void observe(size_t pass, const model::Block& block, Observed& observed);
@@ -99,6 +105,7 @@ class Run {
   void commit_block(int64_t index, const BlockKey& key, BlockRecord record);
   std::filesystem::path samples_file(int64_t block) const;
   void take_record(const BlockKey& key, BlockRecord record);
+  std::filesystem::path reference_file(int64_t block) const;
   void fill_roofline();
 
   // gradient_sweep.cpp

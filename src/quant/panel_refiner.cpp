@@ -70,14 +70,17 @@ PanelRefiner::PanelRefiner(const DampedMoment& moment, const QuantScheme& scheme
 void PanelRefiner::load(const at::Tensor& target, const at::Tensor& codes, const Grid& grid,
                         int64_t first_row) {
   load_panel(target, first_row, moment_.order(), error_.data());
-  load_panel(codes, first_row, moment_.order(), value_.data());
+  load_panel(codes, first_row, moment_.order(), levels_.data());
+  std::transform(levels_.begin(), levels_.end(), codes_.begin(),
+                 [](double code) { return static_cast<int8_t>(code); });
+  const at::Tensor rows = codes.narrow(0, first_row, std::min(kPanelRows, codes.size(0) - first_row));
+  load_panel(code_values(rows, scheme_.format, at::kDouble), 0, moment_.order(), value_.data());
   grid_.load(grid, first_row);
   for (int64_t j = 0; j < n_; ++j) {
     const double* scale = grid_.scale(group_of(j));
     const double* zero = grid_.zero(group_of(j));
     for (int64_t r = 0; r < kPanelRows; ++r) {
       const auto i = static_cast<size_t>(j * kPanelRows + r);
-      codes_[i] = static_cast<int8_t>(value_[i]);
       value_[i] = (value_[i] - zero[r]) * scale[r];
       error_[i] -= value_[i];
     }

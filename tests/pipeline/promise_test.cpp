@@ -19,6 +19,7 @@ using test::Json;
 namespace {
 
 constexpr quant::QuantScheme kScheme{.bits = 4, .group_size = 64};
+constexpr quant::QuantScheme kGptqScheme{.bits = 4, .group_size = 64, .range = quant::RangeRule::kHessian};
 
 struct Written {
   explicit Written(const std::filesystem::path& output) : model(model::Model::open(output)) {}
@@ -103,7 +104,7 @@ void check_gptq(const Json& settings, const QuantScheme& scheme, const quant::Gp
 }  // namespace
 
 TEST_CASE("gptq in a job gives every operator the bits of the direct call", "[pipeline][promise]") {
-  check_gptq(Json::object(), kScheme, {});
+  check_gptq(Json::object(), kGptqScheme, {});
 }
 
 TEST_CASE("the promise holds for asymmetric grids with searched ranges", "[pipeline][promise]") {
@@ -116,16 +117,20 @@ TEST_CASE("the promise holds for asymmetric grids with searched ranges", "[pipel
 }
 
 TEST_CASE("the promise holds for act-order with static groups", "[pipeline][promise]") {
-  check_gptq({{"act_order", "static_groups"}}, kScheme, {.act_order = ActOrder::kStaticGroups});
+  check_gptq({{"act_order", "static_groups"}}, kGptqScheme, {.act_order = ActOrder::kStaticGroups});
 }
 
 TEST_CASE("the promise holds for the group-aware order", "[pipeline][promise]") {
-  check_gptq({{"act_order", "group_aware"}}, kScheme, {.act_order = ActOrder::kGroupAware});
+  check_gptq({{"act_order", "group_aware"}}, kGptqScheme, {.act_order = ActOrder::kGroupAware});
+}
+
+TEST_CASE("the promise holds for sweeps and refits, and for the published ranges", "[pipeline][promise]") {
+  check_gptq({{"sweeps", 1}, {"refit", true}, {"range", "min_max"}}, kScheme, {.sweeps = 1, .refit = true});
 }
 
 TEST_CASE("with true_sequential off the statistics of all groups are those of the dense block",
           "[pipeline][promise]") {
-  check_gptq({{"true_sequential", false}}, kScheme, {}, false);
+  check_gptq({{"true_sequential", false}}, kGptqScheme, {}, false);
 }
 
 TEST_CASE("rtn in a job gives every operator the bits of the direct call", "[pipeline][promise]") {
@@ -144,7 +149,8 @@ TEST_CASE("the options of a pass matter: each gives other bytes", "[pipeline][pr
   std::map<std::string, std::string> seen;
   for (const Json& settings :
        {Json::object(), Json{{"act_order", "static_groups"}}, Json{{"act_order", "group_aware"}},
-        Json{{"true_sequential", false}}, Json{{"damping", 0.1}}, Json{{"symmetric", false}}}) {
+        Json{{"true_sequential", false}}, Json{{"damping", 0.1}}, Json{{"symmetric", false}},
+        Json{{"range", "min_max"}}, Json{{"range", "mse"}}, Json{{"sweeps", 1}}, Json{{"refit", true}}}) {
     const auto output = dir / ("out" + std::to_string(seen.size()));
     test::run(test::gptq_job(output, settings));
     const auto [same, is_new] = seen.emplace(test::weights_hash(output), settings.dump());

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -22,16 +23,24 @@ struct Needs {
   /// Sum over samples of the squared gradients of the language-model loss by the weights of the model as it
   /// was before any pass; made by a sweep of its own (calib/gradients.h).
   bool gradient_squares = false;
+  /// Besides, sums with the inputs x that the operator gets in the model as the pass found it, x~ being those
+  /// that it gets now: takes a second stream of samples. With `halves` each half of them by itself too.
+  bool mismatch = false;
+  bool halves = false;
 
   /// Whether anything of the inputs is wanted.
-  bool any() const { return second_moment || abs_mean || abs_max || sampled_tokens > 0 || !follow_scales(); }
+  bool any() const {
+    return second_moment || abs_mean || abs_max || mismatch || halves || sampled_tokens > 0 ||
+           !follow_scales();
+  }
   /// Whether the statistics of scaled inputs follow from those of the inputs by algebra (see `divided`).
   bool follow_scales() const { return !token_range && !value_counts && outlier_threshold == 0; }
   /// Whether statistics taken for these needs serve `other` as well.
   bool covers(const Needs& other) const {
     return (second_moment || !other.second_moment) && (abs_mean || !other.abs_mean) &&
            (abs_max || !other.abs_max) && (token_range || !other.token_range) &&
-           (value_counts || !other.value_counts) && sampled_tokens >= other.sampled_tokens &&
+           (value_counts || !other.value_counts) && (mismatch || !other.mismatch) &&
+           (halves || !other.halves) && sampled_tokens >= other.sampled_tokens &&
            (other.outlier_threshold == 0 || outlier_threshold == other.outlier_threshold);
   }
   Needs operator|(const Needs& other) const {
@@ -42,20 +51,25 @@ struct Needs {
             .value_counts = value_counts || other.value_counts,
             .outlier_threshold = std::max(outlier_threshold, other.outlier_threshold),
             .sampled_tokens = std::max(sampled_tokens, other.sampled_tokens),
-            .gradient_squares = gradient_squares || other.gradient_squares};
+            .gradient_squares = gradient_squares || other.gradient_squares,
+            .mismatch = mismatch || other.mismatch,
+            .halves = halves || other.halves};
   }
 };
 
 /// Statistics of the inputs that one group of operators reads. Tensors that were not asked for are undefined.
 struct InputStats {
   int64_t tokens = 0;
-  at::Tensor second_moment;   ///< float32 `[in, in]`, symmetric: sum over tokens of x x^T
-  at::Tensor abs_mean;        ///< float32 `[in]`
-  at::Tensor abs_max;         ///< float32 `[in]`
-  at::Tensor token_lowest;    ///< float32 `[tokens]`, in the order of the samples
-  at::Tensor token_highest;   ///< float32 `[tokens]`
-  at::Tensor value_counts;    ///< int64 `[65536]`: elements whose float32 has these upper 16 bits
-  at::Tensor outlier_tokens;  ///< int64 `[in]`: tokens with |x_j| >= outlier_threshold
+  at::Tensor second_moment;               ///< float32 `[in, in]`, symmetric: sum over tokens of x x^T
+  at::Tensor abs_mean;                    ///< float32 `[in]`
+  at::Tensor abs_max;                     ///< float32 `[in]`
+  at::Tensor token_lowest;                ///< float32 `[tokens]`, in the order of the samples
+  at::Tensor token_highest;               ///< float32 `[tokens]`
+  at::Tensor value_counts;                ///< int64 `[65536]`: elements whose float32 has these upper 16 bits
+  at::Tensor outlier_tokens;              ///< int64 `[in]`: tokens with |x_j| >= outlier_threshold
+  at::Tensor mismatch;                    ///< float32 `[in, in]`: sum over tokens of (x - x~) x~^T
+  std::array<at::Tensor, 2> half_moment;  ///< second moments of the halves; they add up to the whole
+  std::array<at::Tensor, 2> half_mismatch;  ///< likewise
   /// float32 `[sampled_tokens, in]` (all tokens when there are fewer): one token at random out of each of
   /// equal stretches of the tokens in their order, the same ones in every run.
   at::Tensor samples;
@@ -74,8 +88,9 @@ class StatsAccumulator {
   /// `total_tokens`: how many will be added in all; sampled tokens are chosen by it.
   StatsAccumulator(int64_t features, const Needs& needs, int64_t total_tokens = 0);
 
-  /// x: `[tokens, features]`, contiguous.
-  void add(ThreadPool* pool, const float* x, int64_t tokens);
+  /// x: `[tokens, features]`, contiguous. For the mismatch, reference: the same tokens in the model as the
+  /// pass found it (overwritten), and which half they belong to.
+  void add(ThreadPool* pool, const float* x, int64_t tokens, float* reference = nullptr, size_t half = 0);
   /// The statistics so far; leaves the accumulator empty.
   InputStats finish();
 
@@ -83,6 +98,7 @@ class StatsAccumulator {
   void keep_samples(const float* x, int64_t first, int64_t tokens);
   void add_magnitudes(const float* x, int64_t tokens);
   void add_ranges(const float* x, int64_t tokens);
+  void add_mismatch(ThreadPool* pool, const float* x, int64_t tokens, float* reference, size_t half);
 
   int64_t features_;
   Needs needs_;

@@ -21,6 +21,13 @@ struct WorkCount {
   WorkCount& operator+=(const WorkCount& other);
 };
 
+/// The samples of one stream between two stages: the residual stream, and what a group reads that cannot be
+/// had from it alone.
+struct SampleStream {
+  ActivationCache* hidden = nullptr;
+  ActivationCache* work = nullptr;
+};
+
 /// Takes all cached samples through blocks. Samples run in parallel, each on one thread; statistics are
 /// summed in the order of the samples. Everything is independent of the number of threads.
 class SampleRunner {
@@ -38,6 +45,13 @@ class SampleRunner {
   /// output.
   InputStats advance(const model::Block& block, size_t group, const Needs& needs);
   void finish(const model::Block& block);
+
+  /// The same for two streams: the samples of `reference` go through `dense`, a block of the same shape, and
+  /// the statistics have what `Needs::mismatch` and `halves` ask for. The halves are every other unit of
+  /// about 2048 tokens.
+  InputStats advance(const model::Block& block, const model::Block& dense, const SampleStream& reference,
+                     size_t group, const Needs& needs);
+  void finish(const model::Block& block, const model::Block& dense, const SampleStream& reference);
 
   /// The statistics of all groups with the weights that the block has now; the cached samples stay at its
   /// input.
@@ -70,10 +84,17 @@ class SampleRunner {
   void make_batches(int64_t batch_tokens);
   int64_t first_sample(const Batch& batch) const { return units_[batch.begin].begin; }
   int64_t last_sample(const Batch& batch) const { return units_[batch.end - 1].end; }
-  model::SampleState load_state(const model::Block& block, size_t group, int64_t sample) const;
+  model::SampleState load_state(const SampleStream& stream, const model::Block& block, size_t group,
+                                int64_t sample) const;
   bool reads_in_place(const model::Block& block, size_t group, const Unit& unit) const;
-  void forward_batch(const model::Block& block, size_t group, const Batch& batch, bool gather);
-  void add_batch(const model::Block& block, size_t group, const Batch& batch, StatsAccumulator& statistics);
+  bool must_gather(const model::Block& block, size_t group, const Batch& batch) const;
+  void forward_batch(const SampleStream& stream, const model::Block& block, size_t group, const Batch& batch,
+                     at::Tensor* gathered);
+  void add_batch(const model::Block& block, size_t group, const Batch& batch, bool with_reference,
+                 StatsAccumulator& statistics);
+  InputStats advance_streams(const model::Block& block, const model::Block* dense,
+                             const SampleStream& reference, size_t group, const Needs& needs);
+  void finish_stream(const SampleStream& stream, const model::Block& block);
   int64_t total_tokens() const;
   void count_forward(const model::Block& block, size_t group);
 
@@ -86,6 +107,7 @@ class SampleRunner {
   std::vector<linalg::Scratch> scratch_;  // per thread
   std::vector<at::Tensor> spare_work_;    // per thread, for `observe` and `forward`
   at::Tensor gathered_;
+  at::Tensor gathered_reference_;
   WorkCount count_;
 };
 

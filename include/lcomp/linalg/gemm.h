@@ -71,6 +71,11 @@ constexpr size_t kFirstFreeSlot = 3;
 /// each tile sums its rows in order, so the result does not depend on the number of threads.
 void syrk_upper(ThreadPool* pool, const float* x, int64_t rows, int64_t n, float* gram);
 
+/// Adds d^T x to `sum`, in float32. d and x are `[rows, n]` contiguous, sum `[n, n]`: sum over rows of
+/// d_i x_j. Tiles are shared out as in `syrk_upper`.
+void add_cross_products(ThreadPool* pool, const float* d, const float* x, int64_t rows, int64_t n,
+                        float* sum);
+
 /// Copies the upper triangle of the square float32 matrix `gram` into its lower one.
 void mirror_upper(at::Tensor& gram);
 

@@ -50,6 +50,8 @@ struct Plan {
   bool needs_samples = false;      ///< its samples pass the blocks in the block loop
   bool needs_gradients = false;    ///< they pass the blocks forth and back before it
   bool observes_blocks = false;    ///< a pass takes the statistics of all groups of a block at once
+  /// A pass compares what it reads with the model as it found it, which takes a second stream of samples.
+  bool compares_streams = false;
   linalg::Precision compute = linalg::Precision::kF32;             ///< of the calibration's forward passes
   linalg::Precision evaluation_compute = linalg::Precision::kF32;  ///< of the evaluation
   bool activations_on_disk = false;

@@ -108,6 +108,9 @@ struct OperatorRow {
   std::optional<double> loss;
   std::optional<double> rtn_loss;  ///< the same loss of plain rounding to nearest in the same scheme
   std::optional<double> damping;   ///< share of the mean diagonal of H that was added to it
+  /// Share of the correction for inputs that compression had changed already; the loss is then that against
+  /// the corrected target.
+  std::optional<double> mismatch_weight;
 
   std::string rung;          ///< step of the numerical ladder that succeeded: "cholesky"; empty: no ladder
   int64_t rung_index = 0;    ///< its position, 0 being the regular way

@@ -1,7 +1,10 @@
 #include "lcomp/quant/gptq.h"
 
+#include <map>
+
 #include "core/stopwatch.h"
 #include "lcomp/pipeline/pass.h"
+#include "lcomp/quant/mismatch.h"
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/scheme_plan.h"
 
@@ -41,12 +44,23 @@ MatrixResult to_matrix_result(quant::GptqResult result) {
   return {std::make_shared<quant::QuantizedWeight>(std::move(result.weight)), std::move(row)};
 }
 
+/// What operators of a group with the same settings share: they read one input.
+struct Shared {
+  quant::GptqFactor factor;
+  double mismatch_weight = 0;
+};
+
 class GptqPass final : public Pass {
  public:
-  GptqPass(std::string method, bool sequential) : method_(std::move(method)), sequential_(sequential) {}
+  GptqPass(std::string method, const GptqOrderOptions& options)
+      : method_(std::move(method)), sequential_(options.true_sequential), rule_(options.mismatch) {}
 
   std::string name() const override { return method_; }
-  calib::Needs needs() const override { return {.second_moment = true}; }
+  calib::Needs needs() const override {
+    return {.second_moment = true,
+            .mismatch = rule_ != quant::MismatchRule::kNone,
+            .halves = rule_ == quant::MismatchRule::kSplit};
+  }
   bool sequential() const override { return sequential_; }
 
   void compress(model::Block& block, size_t group, const calib::InputStats& stats,
@@ -58,14 +72,15 @@ class GptqPass final : public Pass {
     };
     std::vector<Solved> solved;
     {
-      // Operators of a group read one input, so those with the same settings share one factorisation. It is
-      // freed before the results are measured.
-      std::map<const PassOptions*, quant::GptqFactor> factors;
+      // The factors are freed before the results are measured.
+      std::map<const PassOptions*, Shared> shared;
       for (const size_t op : block.groups()[group].operators) {
         const PassOptions* settings = context.settings(block.ops()[op].info.name);
         if (settings == nullptr) continue;
         const Stopwatch watch;
-        MatrixResult result = solve(block.ops()[op], *settings, stats, factors, context);
+        if (!shared.contains(settings))
+          shared.emplace(settings, share(block, group, *settings, stats, context));
+        MatrixResult result = solve(block.ops()[op], *settings, stats, shared.at(settings), context);
         solved.push_back({op, std::move(result), watch.seconds()});
       }
     }
@@ -75,29 +90,61 @@ class GptqPass final : public Pass {
   }
 
  private:
-  static MatrixResult solve(const model::LinearOp& op, const PassOptions& settings,
-                            const calib::InputStats& stats,
-                            std::map<const PassOptions*, quant::GptqFactor>& factors,
-                            const PassContext& context) {
-    const auto scheme = with_scale_type(settings.part<quant::QuantScheme>(), context.model_dtype);
+  static quant::QuantScheme scheme_of(const PassOptions& settings, const PassContext& context) {
+    return with_scale_type(settings.part<quant::QuantScheme>(), context.model_dtype);
+  }
+
+  static quant::GptqOptions options_of(const PassOptions& settings, const PassContext& context) {
     quant::GptqOptions options = settings.part<quant::GptqOptions>();
     options.strict = options.strict || context.strict;
-    auto factor = factors.find(&settings);
-    if (factor == factors.end()) {
-      auto made = quant::gptq_factor(stats.second_moment, scheme, options, &context.pool);
-      factor = factors.emplace(&settings, std::move(made)).first;
+    return options;
+  }
+
+  Shared share(const model::Block& block, size_t group, const PassOptions& settings,
+               const calib::InputStats& stats, const PassContext& context) const {
+    const quant::GptqOptions options = options_of(settings, context);
+    Shared made;
+    const auto& mismatch = settings.part<GptqOrderOptions>();
+    if (mismatch.mismatch == quant::MismatchRule::kFixed) made.mismatch_weight = mismatch.mismatch_weight;
+    if (mismatch.mismatch == quant::MismatchRule::kSplit) {
+      std::vector<at::Tensor> weights;
+      for (const size_t op : block.groups()[group].operators) {
+        if (context.settings(block.ops()[op].info.name) == &settings)
+          weights.push_back(block.ops()[op].weight->dense());
+      }
+      made.mismatch_weight = quant::mismatch_weight(
+          weights, {stats.mismatch, stats.half_moment, stats.half_mismatch}, options.damping, &context.pool);
     }
-    return to_matrix_result(quant::gptq(op.weight->dense(), factor->second, scheme, options, &context.pool));
+    made.factor =
+        quant::gptq_factor(stats.second_moment, scheme_of(settings, context), options, &context.pool);
+    return made;
+  }
+
+  static MatrixResult solve(const model::LinearOp& op, const PassOptions& settings,
+                            const calib::InputStats& stats, const Shared& shared,
+                            const PassContext& context) {
+    at::Tensor target = op.weight->dense();
+    const bool corrected = shared.mismatch_weight > 0 && shared.factor.inverse.upper.defined();
+    if (corrected) {
+      target = quant::mismatch_target(target, stats.mismatch, shared.factor.inverse, shared.factor.order,
+                                      shared.mismatch_weight, &context.pool);
+    }
+    MatrixResult result = to_matrix_result(quant::gptq(target, shared.factor, scheme_of(settings, context),
+                                                       options_of(settings, context), &context.pool));
+    if (settings.part<GptqOrderOptions>().mismatch != quant::MismatchRule::kNone)
+      result.row.mismatch_weight = corrected ? shared.mismatch_weight : 0;
+    return result;
   }
 
   std::string method_;
   bool sequential_;
+  quant::MismatchRule rule_;
 };
 
 }  // namespace
 
 std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options) {
-  return std::make_unique<GptqPass>(std::move(method), options.part<GptqOrderOptions>().true_sequential);
+  return std::make_unique<GptqPass>(std::move(method), options.part<GptqOrderOptions>());
 }
 
 MethodInfo gptq_method() {
@@ -105,7 +152,11 @@ MethodInfo gptq_method() {
   info.name = "gptq";
   info.summary = "rounding with second-order error compensation, column by column (Frantar et al. 2023)";
   info.needs_calibration = true;
-  info.default_options = [] { return std::make_unique<GptqPassOptions>(); };
+  info.default_options = [] {
+    auto options = std::make_unique<GptqPassOptions>();
+    options->get<quant::QuantScheme>().range = quant::RangeRule::kHessian;  // what measures best
+    return options;
+  };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     return plan_scheme(options.part<quant::QuantScheme>(), "gptq", op);
   };

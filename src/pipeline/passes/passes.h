@@ -2,6 +2,7 @@
 
 #include "lcomp/pipeline/method.h"
 #include "lcomp/pipeline/pass.h"
+#include "lcomp/quant/mismatch.h"
 
 /// One function per method: its row of the table.
 namespace lcomp::pipeline {
@@ -9,8 +10,14 @@ namespace lcomp::pipeline {
 /// How GPTQ is run over the operators of a block.
 struct GptqOrderOptions {
   bool true_sequential = true;
+  quant::MismatchRule mismatch = quant::MismatchRule::kNone;
+  double mismatch_weight = 0.5;
 
   void visit(FieldVisitor& v) {
+    v.field("mismatch", mismatch,
+            "make up for inputs that compression has changed: none, fixed (by mismatch_weight), or split (as "
+            "far as one half of the samples confirms the other)");
+    v.field("mismatch_weight", mismatch_weight, {0, 1}, "share of the correction that mismatch fixed takes");
     v.field("true_sequential", true_sequential,
             "take the statistics of each group of operators after the groups before it are quantized, "
             "instead of once per block");

@@ -28,6 +28,34 @@ TEST_CASE("statistics equal their formulas in double", "[calib][stats]") {
   REQUIRE(stats.abs_max.equal(x.abs().amax(0)));
 }
 
+TEST_CASE("the mismatch is that of the two inputs, in whole and in halves", "[calib][stats]") {
+  const int64_t features = 300, tokens = 40;
+  const at::Tensor x = test::normal_matrix(tokens, features, "x").to(at::kFloat).contiguous();
+  const at::Tensor dense =
+      (x + 0.01 * test::normal_matrix(tokens, features, "d")).to(at::kFloat).contiguous();
+  const at::Tensor d = dense.to(at::kDouble) - x.to(at::kDouble), wide = x.to(at::kDouble);
+  StatsAccumulator whole(features, {.second_moment = true, .mismatch = true});
+  StatsAccumulator halves(features, {.second_moment = true, .mismatch = true, .halves = true});
+  for (StatsAccumulator* accumulator : {&whole, &halves}) {
+    at::Tensor reference = dense.clone();
+    float* r = reference.data_ptr<float>();
+    accumulator->add(nullptr, x.data_ptr<float>(), 15, r, 0);
+    accumulator->add(nullptr, x.data_ptr<float>() + 15 * features, 25, r + 15 * features, 1);
+  }
+  const auto in_all = whole.finish(), split = halves.finish();
+  REQUIRE(test::relative_difference(in_all.mismatch, at::matmul(d.t(), wide)) < 1e-5);
+  REQUIRE_FALSE(in_all.half_mismatch[0].defined());
+  REQUIRE(test::relative_difference(split.mismatch, in_all.mismatch) < 1e-6);
+  REQUIRE(test::relative_difference(split.second_moment, in_all.second_moment) < 1e-6);
+  const at::Tensor first = wide.narrow(0, 0, 15), second = wide.narrow(0, 15, 25);
+  REQUIRE(test::relative_difference(split.half_moment[0], at::matmul(first.t(), first)) < 1e-6);
+  REQUIRE(test::relative_difference(split.half_moment[1], at::matmul(second.t(), second)) < 1e-6);
+  REQUIRE(test::relative_difference(split.half_mismatch[0], at::matmul(d.narrow(0, 0, 15).t(), first)) <
+          1e-5);
+  REQUIRE(test::relative_difference(split.half_mismatch[1], at::matmul(d.narrow(0, 15, 25).t(), second)) <
+          1e-5);
+}
+
 TEST_CASE("statistics that were not asked for are not made", "[calib][stats]") {
   const at::Tensor x = at::ones({2, 3});
   StatsAccumulator only_max(3, {.abs_max = true});

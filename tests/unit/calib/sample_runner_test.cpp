@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "support/error_text.h"
 #include "support/matrices.h"
 #include "support/test_data.h"
 #include "support/tiny_llama.h"
@@ -136,6 +137,109 @@ TEST_CASE("neither threads nor batches nor the place of the cache change a bit",
       }
     }
   }
+}
+
+namespace {
+
+const calib::Needs kMismatch{.second_moment = true, .mismatch = true, .halves = true};
+
+/// Statistics of a changed block beside the block as it was, with both streams at the end of it.
+struct TwoStreams {
+  TwoStreams(const model::Model& model, const std::vector<int64_t>& lengths, int threads, Storage storage,
+             const test::TempDir& dir, bool change)
+      : setup(model, lengths, threads, storage, dir, 2048),
+        hidden(lengths, 16, storage, dir / "reference"),
+        work(lengths, 32, storage, dir / "reference work") {
+    model::Block block = model.load_block(0), dense = model.load_block(0);
+    if (change) {
+      for (size_t op = 0; op < block.ops().size(); ++op) {
+        const at::Tensor weight = block.ops()[op].weight->dense();
+        block.replace(op, std::make_shared<DenseWeight>((weight * 4).round() / 4));
+      }
+    }
+    test::prepare_all(block);
+    test::prepare_all(dense);
+    for (size_t i = 0; i < lengths.size(); ++i) hidden.store(static_cast<int64_t>(i), setup.start(model, i));
+    const calib::SampleStream reference{&hidden, &work};
+    for (size_t g = 0; g < block.groups().size(); ++g)
+      stats.push_back(setup.runner.advance(block, dense, reference, g, kMismatch));
+    setup.runner.finish(block, dense, reference);
+  }
+
+  Setup setup;
+  ActivationCache hidden;
+  ActivationCache work;
+  std::vector<InputStats> stats;
+};
+
+const std::vector<int64_t> kManyLengths = {900, 40, 700, 600, 30, 20, 800, 1500};
+
+}  // namespace
+
+TEST_CASE("a second stream goes through its own block, and the mismatch is that of the two",
+          "[calib][runner]") {
+  const test::TempDir dir;
+  const auto model = test::TinyLlama().model();
+  TwoStreams both(model, kManyLengths, 2, Storage::kMemory, dir, true);
+  model::Block block = model.load_block(0), changed = model.load_block(0);
+  for (size_t op = 0; op < block.ops().size(); ++op) {
+    changed.replace(op, std::make_shared<DenseWeight>((block.ops()[op].weight->dense() * 4).round() / 4));
+  }
+  test::prepare_all(block);
+  test::prepare_all(changed);
+  const auto dense = inputs_by_hand(model, both.setup, block),
+             now = inputs_by_hand(model, both.setup, changed);
+  for (size_t g = 0; g < both.stats.size(); ++g) {
+    CAPTURE(g);
+    const at::Tensor x = dense[g].to(at::kDouble), y = now[g].to(at::kDouble);
+    REQUIRE(test::relative_difference(both.stats[g].second_moment, at::matmul(y.t(), y)) < 1e-5);
+    if (g == 0) {
+      REQUIRE(both.stats[g].mismatch.abs().max().item<float>() == 0);
+      continue;
+    }
+    REQUIRE(test::relative_difference(both.stats[g].mismatch, at::matmul((x - y).t(), y)) < 1e-4);
+    REQUIRE(both.stats[g].half_moment[1].abs().max().item<float>() > 0);
+    REQUIRE(both.stats[g].mismatch.equal(both.stats[g].half_mismatch[0] + both.stats[g].half_mismatch[1]));
+  }
+  Setup alone(model, kManyLengths, 1, Storage::kMemory, dir, 2048);
+  alone.runner.forward(block);
+  for (int64_t i = 0; i < 3; ++i) REQUIRE(both.hidden.load(i, 16).equal(alone.hidden.load(i, 16)));
+}
+
+TEST_CASE("a block that has not changed has no mismatch at all", "[calib][runner]") {
+  const test::TempDir dir;
+  const TwoStreams same(test::TinyLlama().model(), kManyLengths, 1, Storage::kMemory, dir, false);
+  for (const InputStats& stats : same.stats) REQUIRE(stats.mismatch.abs().max().item<float>() == 0);
+}
+
+TEST_CASE("neither threads nor the place of the caches change a bit of the mismatch", "[calib][runner]") {
+  const auto model = test::TinyLlama().model();
+  std::vector<at::Tensor> expected;
+  for (const int threads : {1, 3}) {
+    for (const Storage storage : {Storage::kMemory, Storage::kDisk}) {
+      const test::TempDir dir;
+      const TwoStreams run(model, kManyLengths, threads, storage, dir, true);
+      for (size_t g = 0; g < run.stats.size(); ++g) {
+        if (expected.size() <= g) expected.push_back(run.stats[g].mismatch);
+        REQUIRE(run.stats[g].mismatch.equal(expected[g]));
+      }
+    }
+  }
+}
+
+TEST_CASE("the mismatch without a second stream is refused", "[calib][runner]") {
+  const test::TempDir dir;
+  const auto model = test::TinyLlama().model();
+  model::Block block = model.load_block(0);
+  test::prepare_all(block);
+  Setup setup(model, {5}, 1, Storage::kMemory, dir, 64);
+  REQUIRE(
+      test::error_text([&] { setup.runner.advance(block, 0, kMismatch); }) ==
+      "[SampleRunner::advance] the mismatch must have a second stream of samples to compare with; there is "
+      "none");
+  REQUIRE(test::error_text([&] { setup.runner.observe(block, kMismatch); }) ==
+          "[SampleRunner::observe] the mismatch must be taken group by group; use advance with a second "
+          "stream");
 }
 
 TEST_CASE("the work is counted from the shapes", "[calib][runner]") {

@@ -25,6 +25,7 @@ BlockRecord sample() {
   record.groups[op.name].scheme = {
       .bits = 3, .symmetric = false, .granularity = quant::Granularity::kChannel};
   record.samples_hash = "def";
+  record.reference_hash = "ghi";
   return record;
 }
 
@@ -38,6 +39,7 @@ TEST_CASE("the record of a block comes back from the journal as it was", "[pipel
   REQUIRE(back.decoded == record.decoded);
   REQUIRE(back.changed == record.changed);
   REQUIRE(back.samples_hash == record.samples_hash);
+  REQUIRE(back.reference_hash == record.reference_hash);
   REQUIRE(back.groups.size() == 1);
   REQUIRE(back.groups.begin()->second.to_json() == record.groups.begin()->second.to_json());
 }
