@@ -49,6 +49,7 @@
 #include "lcomp/pipeline/pipeline.h"
 #include "lcomp/pipeline/planner.h"
 #include "lcomp/pipeline/report_data.h"
+#include "lcomp/pipeline/survey.h"
 #include "lcomp/pipeline/targets.h"
 #include "lcomp/pipeline/verify.h"
 #include "lcomp/quant/activation_scheme.h"

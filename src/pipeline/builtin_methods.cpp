@@ -13,6 +13,7 @@ MethodTable builtin_methods() {
   table.add(squeezellm_method());
   table.add(awq_method());
   table.add(smoothquant_method());
+  table.add(mixed_precision_method());
   return table;
 }
 

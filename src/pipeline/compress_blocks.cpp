@@ -27,9 +27,9 @@ void prepare_all(model::Block& block, linalg::Precision precision) {
 }  // namespace
 
 void Run::compress_blocks() {
-  if (plan_.needs_gradients) last_key_ = gradient_key_ = gradient_key();
+  if (plan_.needs_gradients && gradient_key_.empty()) last_key_ = gradient_key_ = gradient_key();
   const int64_t first = adopt_finished_blocks();
-  if (plan_.needs_gradients) make_gradients(first);
+  if (plan_.needs_gradients) make_gradients(lowest_gradient_block(first));
   if (plan_.needs_samples && first == 0) start_samples();
   for (int64_t i = first; i < model_.size(); ++i) {
     check_cancelled();

@@ -72,8 +72,7 @@ int64_t Run::finished_gradients(int64_t lowest) {
   return model_.size();
 }
 
-void Run::make_gradients(int64_t first_block) {
-  const int64_t lowest = lowest_gradient_block(first_block);
+void Run::make_gradients(int64_t lowest) {
   const int64_t from = finished_gradients(lowest);
   if (from == lowest) return;
   const PhaseClock::Scope scope(clock_, "gradients");

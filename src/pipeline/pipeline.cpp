@@ -11,6 +11,7 @@ void run_steps(Run& run) {
   run.read_texts();
   if (!run.take_work_dir()) return;
   run.write_outer_tensors();
+  run.survey();
   run.compress_blocks();
   run.assemble();
   run.verify();

@@ -7,6 +7,7 @@
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/error.h"
 #include "lcomp/pipeline/pass.h"
+#include "lcomp/pipeline/survey.h"
 #include "pipeline/pass_order.h"
 
 namespace lcomp::pipeline {
@@ -35,10 +36,17 @@ std::vector<OperatorPlan> list_operators(const model::Model& model) {
   std::vector<OperatorPlan> out;
   for (int64_t block = 0; block < model.size(); ++block) {
     const std::vector<std::string> tensors = model.block_tensors(block);
-    for (const model::OperatorInfo& op : model.architecture().operators(block)) {
+    const std::vector<model::OperatorInfo> operators = model.architecture().operators(block);
+    const std::vector<model::GroupInfo> groups = model.architecture().groups(block);
+    for (size_t i = 0; i < operators.size(); ++i) {
+      const model::OperatorInfo& op = operators[i];
       OperatorPlan plan;
       plan.name = op.name;
       plan.block = block;
+      for (size_t g = 0; g < groups.size(); ++g) {
+        if (std::count(groups[g].operators.begin(), groups[g].operators.end(), i) > 0)
+          plan.group = static_cast<int64_t>(g);
+      }
       plan.out_features = op.out_features;
       plan.in_features = op.in_features;
       for (const std::string& name : tensors) {
@@ -91,6 +99,23 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
     }
   }
   if (!errors.empty()) throw ConfigError(place, errors);
+}
+
+/// Lets the methods that will choose settings for the whole model check what they are given to choose from, and
+/// takes up what they need to know.
+void plan_surveys(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
+  for (size_t p = 0; p < job.passes.size(); ++p) {
+    const MethodInfo& method = methods.find(job.passes[p].method);
+    if (!method.make_survey) continue;
+    const auto survey = method.make_survey(*job.passes[p].options, model.dtype());
+    plan.needs_samples = plan.needs_samples || survey->needs().any();
+    plan.needs_gradients = plan.needs_gradients || survey->needs().gradient_squares;
+    try {
+      survey->check(plan.operators, plan.settings[p]);
+    } catch (const InvalidArgument& misfit) {
+      throw ConfigError(fmt::format("job: /passes/{}", p), misfit.what());
+    }
+  }
 }
 
 uint64_t to_bytes(double count) {
@@ -271,6 +296,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   plan.settings = resolve_targets(job, "job", names, {"lm_head", "model.embed_tokens"});
   check_pass_order(job, methods, model, plan.settings);
   plan_weights(job, methods, model, plan);
+  plan_surveys(job, methods, model, plan);
   bool staged_needs = false;
   for (const PassSpec& pass : job.passes) {
     for (const auto& instance : methods.find(pass.method).make_passes(*pass.options)) {

@@ -78,8 +78,9 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
   report_.totals.bytes_before = static_cast<int64_t>(plan_.bytes_before);
   report_.totals.bytes_after = static_cast<int64_t>(plan_.bytes_after);
   for (size_t p = 0; p < job.passes.size(); ++p) {
-    for (auto& pass : methods.find(job.passes[p].method).make_passes(*job.passes[p].options))
-      passes_.push_back({p, std::move(pass)});
+    const MethodInfo& method = methods.find(job.passes[p].method);
+    for (auto& pass : method.make_passes(*job.passes[p].options)) passes_.push_back({p, std::move(pass)});
+    if (method.make_survey) surveys_[p] = method.make_survey(*job.passes[p].options, model_.dtype());
     PassFacts facts{job.passes[p].method, "", 0};
     for (size_t i = 0; i < plan_.operators.size(); ++i) {
       if (!plan_.settings[p][i]) continue;

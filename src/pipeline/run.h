@@ -17,6 +17,7 @@
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/pipeline.h"
 #include "lcomp/pipeline/planner.h"
+#include "lcomp/pipeline/survey.h"
 #include "pipeline/block_record.h"
 #include "pipeline/output_record.h"
 #include "pipeline/phase_clock.h"
@@ -56,6 +57,15 @@ struct Observed {
   std::vector<at::Tensor> scales;        ///< `Block::input_scale` per group when they were
 };
 
+/// What the journal keeps of a surveyed block.
+struct SurveyRecord {
+  std::map<size_t, SurveyNumbers> numbers;  ///< by the entry of the job's list
+  std::string samples_hash;                 ///< of the samples behind the block
+
+  std::string to_json() const;
+  static SurveyRecord from_json(const std::string& text);
+};
+
 /// One run of a job: the state that its steps share. `run` in pipeline.cpp says in which order they go.
 class Run {
  public:
@@ -67,6 +77,8 @@ class Run {
   /// left to do.
   bool take_work_dir();
   void write_outer_tensors();
+  /// Lets methods that choose settings for the whole model look at it first.
+  void survey();
   void compress_blocks();
   void assemble();
   void verify();
@@ -85,6 +97,13 @@ class Run {
   void check_cancelled() const;
   void count_compressed();
   void step(const std::string& phase, int64_t done, int64_t total, const std::string& detail = "");
+
+  // survey.cpp
+  std::filesystem::path survey_file(int64_t block) const;
+  bool restore_survey(int64_t block, const std::string& hash);
+  calib::Needs survey_needs() const;
+  SurveyRecord survey_block(int64_t index);
+  void apply_decision(size_t entry, const Survey& survey, const SurveyNumbers& numbers);
 
   // compress_blocks.cpp
   BlockKey block_key(const std::string& previous_key, int64_t block) const;
@@ -110,7 +129,7 @@ class Run {
 
   // gradient_sweep.cpp
   std::string gradient_key() const;
-  void make_gradients(int64_t first_block);
+  void make_gradients(int64_t lowest);
   int64_t finished_gradients(int64_t lowest);
   void sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest);
   int64_t lowest_gradient_block(int64_t first_block) const;
@@ -124,6 +143,7 @@ class Run {
   model::Model model_;
   Plan plan_;
   std::vector<ChainedPass> passes_;
+  std::map<size_t, std::unique_ptr<Survey>> surveys_;  ///< by the entry of the job's list
   ThreadPool pool_;
   PhaseClock clock_;
   RunReport report_;

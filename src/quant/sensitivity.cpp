@@ -12,6 +12,16 @@
 namespace lcomp::quant {
 namespace {
 
+at::Tensor checked_row_weights(const at::Tensor& row_weights, int64_t out) {
+  if (!row_weights.defined()) return at::ones({out}, at::kDouble);
+  if (row_weights.dim() != 1 || row_weights.size(0) != out) {
+    throw InvalidArgument("losses_by_bits", fmt::format("the row weights must be [{}]; received [{}]", out,
+                                                        fmt::join(row_weights.sizes().begin(),
+                                                                  row_weights.sizes().end(), ", ")));
+  }
+  return row_weights.to(at::kDouble);
+}
+
 void check_bits(const std::vector<int64_t>& bits, int64_t sampled_rows) {
   const bool ascends = std::adjacent_find(bits.begin(), bits.end(), std::greater_equal<>()) == bits.end();
   if (bits.empty() || !ascends) {
@@ -24,10 +34,12 @@ void check_bits(const std::vector<int64_t>& bits, int64_t sampled_rows) {
   }
 }
 
-/// sum_j H_jj w_j^2 of every row: what the row's outputs would be if its inputs were not correlated.
-std::vector<double> row_energies(const at::Tensor& weight, const at::Tensor& second_moment) {
+/// s_o sum_j H_jj w_j^2 of every row: what its outputs would count for if its inputs were not correlated.
+std::vector<double> row_energies(const at::Tensor& weight, const at::Tensor& second_moment,
+                                 const at::Tensor& row_weights) {
   const at::Tensor w = weight.to(at::kDouble);
-  const at::Tensor energies = w.square().mv(second_moment.diagonal().to(at::kDouble)).contiguous();
+  const at::Tensor energies =
+      (w.square().mv(second_moment.diagonal().to(at::kDouble)) * row_weights).contiguous();
   return {energies.data_ptr<double>(), energies.data_ptr<double>() + energies.numel()};
 }
 
@@ -52,11 +64,14 @@ RowSample sample_rows(const std::vector<double>& energies, int64_t count) {
 
 std::vector<double> losses_by_bits(const at::Tensor& weight, const GptqFactor& factor,
                                    const QuantScheme& scheme, const std::vector<int64_t>& bits,
-                                   const GptqOptions& options, int64_t sampled_rows, ThreadPool* pool) {
+                                   const GptqOptions& options, int64_t sampled_rows,
+                                   const at::Tensor& row_weights, ThreadPool* pool) {
   check_bits(bits, sampled_rows);
-  const RowSample sample = sample_rows(row_energies(weight, factor.second_moment), sampled_rows);
-  const at::Tensor rows = weight.index_select(0, at::tensor(sample.rows, at::kLong));
-  const at::Tensor weights = at::tensor(sample.weights, at::kDouble);
+  const at::Tensor importance = checked_row_weights(row_weights, weight.size(0));
+  const RowSample sample = sample_rows(row_energies(weight, factor.second_moment, importance), sampled_rows);
+  const at::Tensor chosen = at::tensor(sample.rows, at::kLong);
+  const at::Tensor rows = weight.index_select(0, chosen);
+  const at::Tensor weights = at::tensor(sample.weights, at::kDouble) * importance.index_select(0, chosen);
   const at::Tensor moment = factor.second_moment.to(at::kDouble);
   std::vector<double> losses(bits.size(), 0.0);
   for (size_t b = 0; b < bits.size(); ++b) {
@@ -70,6 +85,12 @@ std::vector<double> losses_by_bits(const at::Tensor& weight, const GptqFactor& f
   // Estimates of the same rows may cross by chance where the loss hardly falls.
   for (size_t b = bits.size() - 1; b-- > 0;) losses[b] = std::max(losses[b], losses[b + 1]);
   return losses;
+}
+
+at::Tensor output_sensitivity(const at::Tensor& gradient_squares, const at::Tensor& second_moment) {
+  const double inputs = second_moment.diagonal().sum(at::kDouble).item<double>();
+  const at::Tensor sums = gradient_squares.sum(1, false, at::kDouble);
+  return inputs > 0 ? sums / inputs : at::zeros_like(sums);
 }
 
 }  // namespace lcomp::quant

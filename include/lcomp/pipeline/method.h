@@ -63,6 +63,7 @@ struct PassOptionsOf final : PassOptions {
 };
 
 class Pass;
+class Survey;
 
 /// The passes of one method, in the order in which a block goes through them.
 using PassChain = std::vector<std::unique_ptr<Pass>>;
@@ -109,6 +110,9 @@ struct MethodInfo {
   std::function<PassChain(const PassOptions&)> make_passes = {};
   /// What it does to an operator with these settings; without it, the method quantizes.
   std::function<Effect(const PassOptions&)> effect = {};
+  /// For methods that choose settings for the whole model by what they see in it (pipeline/survey.h): from
+  /// the settings of the job's entry and the type of the model's weights.
+  std::function<std::unique_ptr<Survey>(const PassOptions&, c10::ScalarType model_dtype)> make_survey = {};
 };
 
 /// The methods that job files can name, in the order in which they were added.

@@ -16,6 +16,7 @@ namespace lcomp::pipeline {
 struct OperatorPlan {
   std::string name;
   int64_t block = 0;
+  int64_t group = 0;  ///< of operators that read one input, in the block
   int64_t out_features = 0;
   int64_t in_features = 0;
   std::vector<std::string> methods;  ///< of the passes that change it, in order; empty: untouched

@@ -54,6 +54,7 @@ MethodInfo llm_int8_method();
 MethodInfo squeezellm_method();
 MethodInfo awq_method();
 MethodInfo smoothquant_method();
+MethodInfo mixed_precision_method();
 
 }  // namespace lcomp::pipeline
 

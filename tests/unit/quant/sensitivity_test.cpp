@@ -66,10 +66,32 @@ TEST_CASE("more bits never lose more, at any number of threads", "[quant][sensit
     const std::vector<int64_t> bits = {2, 3, 4, 5, 6, 7, 8};
     ThreadPool three(3);
     const auto losses = losses_by_bits(weight, factor, groups_of_16(), bits, {}, 8);
-    REQUIRE(losses == losses_by_bits(weight, factor, groups_of_16(), bits, {}, 8, &three));
+    REQUIRE(losses == losses_by_bits(weight, factor, groups_of_16(), bits, {}, 8, {}, &three));
     for (size_t b = 1; b < bits.size(); ++b) REQUIRE(losses[b] <= losses[b - 1]);
     REQUIRE(losses.back() < 0.01 * losses.front());
   }
+}
+
+TEST_CASE("row weights count the loss of each output", "[quant][sensitivity]") {
+  const at::Tensor weight = normal_matrix(6, 32, "w");
+  const GptqFactor factor = gptq_factor(correlated_moment(32, 100), groups_of_16());
+  const at::Tensor s = at::tensor({0.0, 1.0, 0.0, 0.0, 3.0, 0.0}, at::kDouble);
+  const auto both = losses_by_bits(weight, factor, groups_of_16(), kBits, {}, 6, s);
+  const auto second = losses_by_bits(weight.narrow(0, 1, 1), factor, groups_of_16(), kBits, {}, 6);
+  const auto fifth = losses_by_bits(weight.narrow(0, 4, 1), factor, groups_of_16(), kBits, {}, 6);
+  for (size_t b = 0; b < kBits.size(); ++b) REQUIRE(both[b] == Approx(second[b] + 3 * fifth[b]));
+}
+
+// Outputs whose gradients are independent of the inputs: F_oi = sum_t g_to^2 x_ti^2 averages to s_o H_ii.
+TEST_CASE("the sensitivity of an output is the mean square of its gradient", "[quant][sensitivity]") {
+  const at::Tensor x = normal_matrix(4000, 8, "x") * at::linspace(0.5, 4, 8, at::kDouble);
+  const at::Tensor g = normal_matrix(4000, 3, "g") * at::tensor({0.1, 1.0, 5.0}, at::kDouble);
+  const at::Tensor squares = at::matmul(g.square().t(), x.square());
+  const at::Tensor s = output_sensitivity(squares, at::matmul(x.t(), x));
+  for (int64_t o = 0; o < 3; ++o) {
+    REQUIRE(s[o].item<double>() == Approx(g.select(1, o).square().mean().item<double>()).epsilon(0.1));
+  }
+  REQUIRE(output_sensitivity(squares, at::zeros({8, 8})).equal(at::zeros({3}, at::kDouble)));
 }
 
 TEST_CASE("widths that do not ascend and empty samples are refused", "[quant][sensitivity]") {
@@ -82,4 +104,6 @@ TEST_CASE("widths that do not ascend and empty samples are refused", "[quant][se
           "[losses_by_bits] the bit widths must ascend; received []");
   REQUIRE(error_text([&] { losses_by_bits(weight, factor, groups_of_16(), {4}, {}, 0); }) ==
           "[losses_by_bits] at least one row must be sampled; received 0");
+  REQUIRE(error_text([&] { losses_by_bits(weight, factor, groups_of_16(), {4}, {}, 1, at::ones({3})); }) ==
+          "[losses_by_bits] the row weights must be [4]; received [3]");
 }

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "lcomp/calib/input_stats.h"
+#include "lcomp/model/block.h"
+#include "lcomp/pipeline/pass.h"
+#include "lcomp/pipeline/planner.h"
+
+namespace lcomp::pipeline {
+
+/// Numbers per operator, by its name.
+using SurveyNumbers = std::map<std::string, std::vector<double>>;
+
+/// What a method looks at in the whole model before anything of it is changed, and the settings that it
+/// chooses by that: bits under a size budget, for example. The survey streams the dense model block by block
+/// like the compression itself; it writes numbers, never weights.
+class Survey {
+ public:
+  virtual ~Survey() = default;
+
+  /// Statistics that `measure` reads.
+  virtual calib::Needs needs() const = 0;
+
+  /// Before any weight is read: throws InvalidArgument when the settings cannot be met, such as a budget
+  /// below the least possible size. `settings` is in the order of `operators`, null where the pass leaves an
+  /// operator alone.
+  virtual void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const = 0;
+
+  /// Numbers of those operators of a group that `context.settings` knows. `stats` are of the dense model.
+  virtual SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
+                                PassContext& context) const = 0;
+
+  /// The settings that the compression will use, from the numbers of all operators. Depends on nothing but
+  /// its arguments. `decision` gets one line for people.
+  virtual OperatorSettings decide(const SurveyNumbers& numbers, const std::vector<OperatorPlan>& operators,
+                                  const OperatorSettings& settings, std::string& decision) const = 0;
+};
+
+}  // namespace lcomp::pipeline
