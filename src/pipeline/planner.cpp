@@ -101,8 +101,8 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
   if (!errors.empty()) throw ConfigError(place, errors);
 }
 
-/// Lets the methods that will choose settings for the whole model check what they are given to choose from, and
-/// takes up what they need to know.
+/// Lets the methods that will choose settings for the whole model check what they are given to choose from,
+/// and takes up what they need to know.
 void plan_surveys(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);

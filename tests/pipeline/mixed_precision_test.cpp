@@ -63,7 +63,8 @@ TEST_CASE("without a choice mixed precision is gptq", "[pipeline][mixed_precisio
 
 TEST_CASE("an override narrows the choice for its operators", "[pipeline][mixed_precision]") {
   const test::TempDir dir;
-  test::run(mixed_job(dir / "out", {{"overrides", Json::array({{{"match", "down_proj"}, {"min_bits", 6}}})}}));
+  test::run(
+      mixed_job(dir / "out", {{"overrides", Json::array({{{"match", "down_proj"}, {"min_bits", 6}}})}}));
   for (const auto& [name, bits] : bits_of(dir / "out")) {
     if (name.ends_with("down_proj")) REQUIRE(bits >= 6);
   }
