@@ -169,8 +169,7 @@ quant::ActivationScheme read_activations(const OrderedJsonView& json) {
   try {
     scheme.validate(where);
   } catch (const InvalidArgument& error) {
-    // The same text as the error of a config.
-    throw ConfigError(where, std::string(error.what()).substr(where.size() + 3));
+    json.fail(std::string(error.what()).substr(where.size() + 3));
   }
   return scheme;
 }
