@@ -25,15 +25,14 @@ bool verifies(const std::filesystem::path& output) {
   return pipeline::verify(output, silent).passed;
 }
 
-/// Perplexity and KL on held-out text.
+/// Perplexity and KL on all of the held-out text, calibrated as the demo is: with few tokens or few windows
+/// the noise of perplexity is larger than the difference at 4 bits.
 std::pair<double, double> scores(const test::TempDir& dir, const std::string& method, const Json& format) {
   static int run = 0;
   Json job = test::job_with(dir / std::to_string(run++), Json::array({test::pass(method, format)}));
   job["threads"] = 0;
-  job["calibration"] = {
-      {"text", test::calibration_text().string()}, {"samples", 16}, {"length", 256}, {"starts", 64}};
-  job["evaluate"] = {
-      {"text", test::evaluation_text().string()}, {"window", 256}, {"max_windows", 40}, {"reference", true}};
+  job["calibration"] = {{"text", test::calibration_text().string()}, {"samples", 128}, {"length", 256}};
+  job["evaluate"] = {{"text", test::evaluation_text().string()}, {"window", 256}, {"reference", true}};
   const auto row = test::run(job).evaluation.at(1);
   return {*row.perplexity, *row.kl_mean};
 }
@@ -120,10 +119,11 @@ TEST_CASE("one job may write integers, NF4 and E4M3 side by side, and be the sou
 
 TEST_CASE("a killed run of other number formats resumes to the same bytes", "[pipeline][formats]") {
   const test::TempDir dir;
-  test::run(test::gptq_job(dir / "whole", kNestedNf4));
+  test::Watcher counter;
+  test::run(test::gptq_job(dir / "whole", kNestedNf4), counter);
   const Json job = test::gptq_job(dir / "stopped", kNestedNf4);
   test::Watcher watcher;
-  watcher.stops = [](int sign) { return sign > 25; };
+  watcher.stops = [half = counter.signs / 2](int sign) { return sign > half; };
   REQUIRE_THROWS_AS(test::run(job, watcher), Interrupted);
   test::run(job);
   REQUIRE(test::weights_hash(dir / "stopped") == test::weights_hash(dir / "whole"));

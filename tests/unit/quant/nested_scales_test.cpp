@@ -52,7 +52,8 @@ TEST_CASE("nested scales are those of the reference library", "[quant][nested][g
   for (const char* name : {"nf4_64x96", "nf4_33x50_tail", "nf4_32x512_bf16", "fp4_64x96", "nf4_zero_block"}) {
     CAPTURE(name);
     const lcomp::io::SafetensorsFile file(*root / (std::string(name) + ".safetensors"));
-    REQUIRE(dynamic_map().equal(file.read("dq.code")));
+    // The library's own float32 values depend on its version in the last bit.
+    REQUIRE((dynamic_map() - file.read("dq.code")).abs().max().item<float>() < 1e-7F);
     const NestedScales nested = nest_scales(file.read("absmax"));
     REQUIRE(nested.offset == Approx(file.read("dq.offset").item<float>()).epsilon(1e-6));
     REQUIRE(lcomp::test::relative_difference(nested.absmax, file.read("dq.absmax_of_absmax")) < 1e-6);

@@ -95,7 +95,8 @@ TEST_CASE("what is on the grid stays as it is, and a weight twice as large has s
     const QuantizedWeight once = rtn(weight, scheme_of(format));
     const QuantizedWeight again = rtn(once.dense(), scheme_of(format));
     REQUIRE(again.codes().equal(once.codes()));
-    REQUIRE(again.dense().equal(once.dense()));
+    // The scale is rounded to float32 a second time.
+    REQUIRE(lcomp::test::relative_difference(again.dense(), once.dense()) < 1e-6);
     const QuantizedWeight doubled = rtn(weight * 2, scheme_of(format));
     REQUIRE(doubled.codes().equal(once.codes()));
     REQUIRE(doubled.scale().equal(once.scale() * 2));
