@@ -123,11 +123,16 @@ void Run::sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest) 
   step("gradients", 2 * model_.size(), 2 * model_.size());
 }
 
-/// Of the operators of a group, in its order.
-std::vector<at::Tensor> Run::read_gradients(const model::Block& block, size_t group) const {
-  const io::SafetensorsFile file(gradient_file(block.index()));
+/// Of the operators of a group, in its order; undefined for those that the pass leaves alone, whose block may
+/// have none.
+std::vector<at::Tensor> Run::read_gradients(const model::Block& block, size_t group,
+                                            const PassContext& context) const {
   std::vector<at::Tensor> out;
-  for (const size_t op : block.groups()[group].operators) out.push_back(file.read(block.ops()[op].info.name));
+  for (const size_t op : block.groups()[group].operators) {
+    const std::string& name = block.ops()[op].info.name;
+    const bool wanted = context.settings(name) != nullptr;
+    out.push_back(wanted ? io::SafetensorsFile(gradient_file(block.index())).read(name) : at::Tensor());
+  }
   return out;
 }
 

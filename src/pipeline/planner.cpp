@@ -331,12 +331,6 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
     plan.bytes_after += static_cast<uint64_t>(op.bytes_after) - static_cast<uint64_t>(op.bytes_before);
   }
   if (plan.needs_gradients) {
-    if (const int64_t shortest = sample_lengths(job).back(); shortest < 2) {
-      throw ConfigError("job: /calibration",
-                        fmt::format("samples must have at least 2 tokens where gradients are needed; the "
-                                    "shortest would have {}",
-                                    shortest));
-    }
     plan.gradient_flops = calib::GradientSweep::planned_flops(model.architecture(), sample_lengths(job));
   }
   if (plan.needs_samples) {
