@@ -107,10 +107,10 @@ SurveyRecord Run::survey_block(int64_t index) {
     if (g > 0) block.prepare(g - 1, plan_.compute);
     calib::InputStats stats = samples_.runner->advance(block, g, needs);
     if (g > 0) block.release(g - 1);
-    if (needs.gradient_squares) stats.gradient_squares = read_gradients(block, g);
     for (const auto& [entry, survey] : surveys_) {
       std::vector<OperatorRow> unused;
       PassContext context{pool_, job_.strict, model_.dtype(), settings_of(entry, index), unused};
+      if (survey->needs().gradient_squares) stats.gradient_squares = read_gradients(block, g, context);
       record.numbers[entry].merge(survey->measure(block, g, stats, context));
     }
   }

@@ -95,6 +95,7 @@ void PanelGrid::fit(int64_t group, const double* columns, int64_t count, const I
     grid_point(scheme_, scale_type_, ranges[r], 1.0, scale[r], zero[r]);
   }
   if (scheme_.range == RangeRule::kMinMax) return;
+  const Importance weights = scheme_.range == RangeRule::kHessian ? importance : Importance{};
 
   double tried_scale[kPanelRows], tried_zero[kPanelRows], error[kPanelRows], least[kPanelRows];
   std::fill(least, least + kPanelRows, std::numeric_limits<double>::infinity());
@@ -102,7 +103,7 @@ void PanelGrid::fit(int64_t group, const double* columns, int64_t count, const I
     for (int64_t r = 0; r < kPanelRows; ++r) {
       grid_point(scheme_, scale_type_, ranges[r], shrink_factor(step), tried_scale[r], tried_zero[r]);
     }
-    grid_error(scheme_, columns, count, tried_scale, tried_zero, importance, error);
+    grid_error(scheme_, columns, count, tried_scale, tried_zero, weights, error);
     for (int64_t r = 0; r < kPanelRows; ++r) {
       if (!(error[r] < least[r])) continue;
       least[r] = error[r];

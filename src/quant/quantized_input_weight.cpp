@@ -66,8 +66,8 @@ QuantizedInputWeight::QuantizedInputWeight(QuantizedWeight weight, const Activat
       grid_(grid),
       layout_(std::make_shared<Layout>()) {
   activations_.validate(kWhere);
-  if (weight_.scheme().format != NumberFormat::kInt) {
-    throw InvalidArgument(kWhere, fmt::format("the weight must be of integers; its format is {}",
+  if (weight_.scheme().format == NumberFormat::kNf4) {
+    throw InvalidArgument(kWhere, fmt::format("the weight must be of integers or E4M3 numbers; its format is {}",
                                               name_of(weight_.scheme().format)));
   }
   if (activations_.dynamic == grid_.has_value()) {

@@ -64,8 +64,9 @@ TEST_CASE("with --json an error is also a document on standard output", "[cli]")
   const json error = json::parse(usage.out).at("error");
   CHECK(error.at("kind") == "invalid_argument");
   CHECK(error.at("exit_code") == 2);
-  CHECK(error.at("messages").at(0) ==
-        "[MethodTable::find] the method must be one of rtn, gptq; got \"gtpq\" (did you mean \"gptq\"?)");
+  const std::string message = error.at("messages").at(0);
+  CHECK_THAT(message, Catch::StartsWith("[MethodTable::find] the method must be one of rtn, gptq, "));
+  CHECK_THAT(message, Catch::EndsWith("; got \"gtpq\" (did you mean \"gptq\"?)"));
   CHECK(json::parse(run_lcomp({"list", "--jsn", "--json"}).out).at("error").at("kind") == "usage");
 }
 
@@ -90,7 +91,7 @@ TEST_CASE("list --json describes every method and its settings", "[cli]") {
     CHECK(method.at("name").is_string());
     CHECK_FALSE(method.at("summary").get<std::string>().empty());
     CHECK(method.at("needs_calibration").is_boolean());
-    CHECK(method.at("options").at("bits").at("type") == "integer");
+    CHECK_FALSE(method.at("options").empty());
   }
 }
 

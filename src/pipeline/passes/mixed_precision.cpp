@@ -253,7 +253,11 @@ MethodInfo mixed_precision_method() {
   info.summary =
       "gptq with the bits of each group of operators chosen under a size budget, by estimated loss";
   info.needs_calibration = true;
-  info.default_options = [] { return std::make_unique<Options>(); };
+  info.default_options = [] {
+    auto options = std::make_unique<Options>();
+    options->get<quant::QuantScheme>().range = quant::RangeRule::kHessian;  // as gptq
+    return options;
+  };
   info.plan_weight = plan_weight;
   info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass(kMethod, options)); };
   info.make_survey = [](const PassOptions& options, c10::ScalarType dtype) {

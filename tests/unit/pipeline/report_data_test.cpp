@@ -23,6 +23,7 @@ RunReport full_report() {
   report.message = "[gptq] something";
   auto& row = report.operators.front();
   row.pass = 1;
+  row.mismatch_weight = 0.5;
   row.rung_index = 2;
   row.fell_back = true;
   row.fallback = "rtn: why";

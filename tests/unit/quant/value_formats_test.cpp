@@ -252,5 +252,5 @@ TEST_CASE("settings that exclude each other are refused", "[quant][scheme][numbe
   REQUIRE(error_text([&] { refine(weight, h, {}, nf4, {}); }) ==
           "[refine] the weight must be of integers; its format is nf4");
   REQUIRE(error_text([&] { QuantizedInputWeight(nf4, {}); }) ==
-          "[QuantizedInputWeight] the weight must be of integers; its format is nf4");
+          "[QuantizedInputWeight] the weight must be of integers or E4M3 numbers; its format is nf4");
 }
