@@ -46,7 +46,8 @@ struct Fp8 {
     const V exponent = hn::ConvertTo(d, hn::ShiftRight<52>(hn::BitCast(d64, power)));
     const V byte = hn::MulAdd(hn::Sub(exponent, hn::Set(d, 1023.0 - 6.0)), hn::Set(d, 8.0), steps);
     code = hn::IfNegativeThenElse(t, hn::Sub(byte, hn::Set(d, 128.0)), byte);
-    return hn::CopySign(value, t);
+    // The value is not negative. (CopySign does not compile without optimisation in Highway 1.0.)
+    return hn::Or(value, hn::And(t, hn::SignBit(d)));
   }
 };
 
