@@ -67,8 +67,9 @@ QuantizedInputWeight::QuantizedInputWeight(QuantizedWeight weight, const Activat
       layout_(std::make_shared<Layout>()) {
   activations_.validate(kWhere);
   if (weight_.scheme().format == NumberFormat::kNf4) {
-    throw InvalidArgument(kWhere, fmt::format("the weight must be of integers or E4M3 numbers; its format is {}",
-                                              name_of(weight_.scheme().format)));
+    throw InvalidArgument(kWhere,
+                          fmt::format("the weight must be of integers or E4M3 numbers; its format is {}",
+                                      name_of(weight_.scheme().format)));
   }
   if (activations_.dynamic == grid_.has_value()) {
     throw InvalidArgument(kWhere, activations_.dynamic

@@ -65,9 +65,9 @@ TEST_CASE("AWQ gives the same bytes with one and two threads, and when it contin
 TEST_CASE("a solver in the chain and a pass behind the transform are the same", "[pipeline][awq]") {
   const test::TempDir dir;
   test::run(awq_job(dir / "chain", {{"solver", "gptq"}}));
-  test::run(test::job_with(
-      dir / "passes", Json::array({test::pass("awq", {{"solver", "none"}}),
-                                   test::pass("gptq", {{"range", "min_max"}})})));  // the default of awq
+  test::run(test::job_with(dir / "passes",
+                           Json::array({test::pass("awq", {{"solver", "none"}}),
+                                        test::pass("gptq", {{"range", "min_max"}})})));  // the default of awq
   CHECK(test::weights_hash(dir / "chain") == test::weights_hash(dir / "passes"));
 }
 
