@@ -3,9 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <ctime>
-
 #include "calib/loss_head.h"
+#include "core/stopwatch.h"
 #include "lcomp/calib/differentiable_block.h"
 #include "lcomp/calib/sample_runner.h"
 #include "lcomp/core/error.h"
@@ -60,24 +59,6 @@ void accumulate(ThreadPool& pool, const at::Tensor& from, bool squares, at::Tens
     }
   });
 }
-
-double cpu_now() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-class Stopwatch {
- public:
-  explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() { sum_ += cpu_now() - start_; }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& sum_;
-  double start_ = cpu_now();
-};
 
 /// One forward pass of all samples through all blocks.
 double forward_flops(const model::Architecture& a, const std::vector<int64_t>& lengths) {
@@ -179,7 +160,7 @@ void GradientSweep::start() {
 
 void GradientSweep::forward(int64_t i) {
   State& s = *state_;
-  const Stopwatch watch(s.cpu_seconds);
+  const CpuTimer watch(s.cpu_seconds);
   const int64_t width = s.model.architecture().hidden_size;
   s.pool.parallel_for(s.samples(), [&](int64_t sample, int) {
     s.inputs.store(s.input_of(i, sample), s.stream.load(sample, width));
@@ -192,7 +173,7 @@ void GradientSweep::forward(int64_t i) {
 
 void GradientSweep::head() {
   State& s = *state_;
-  const Stopwatch watch(s.cpu_seconds);
+  const CpuTimer watch(s.cpu_seconds);
   s.runner.release_buffers();
   LossHead head(s.model, s.options.precision, s.pool);
   const double scale = 1.0 / s.mean_predictions();
@@ -221,7 +202,7 @@ double GradientSweep::loss() const {
 
 BlockGradients GradientSweep::backward(int64_t i, const GradientNeeds& needs, int64_t last) {
   State& s = *state_;
-  const Stopwatch watch(s.cpu_seconds);
+  const CpuTimer watch(s.cpu_seconds);
   const model::Architecture& a = s.model.architecture();
   const DifferentiableBlock block(a, i);
   const BlockValues values = values_of(s.model.load_block(i), at::kFloat);

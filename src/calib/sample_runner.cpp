@@ -1,31 +1,12 @@
 #include "lcomp/calib/sample_runner.h"
 
 #include <cstring>
-#include <ctime>
 
+#include "core/stopwatch.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp::calib {
 namespace {
-
-/// Processor seconds of the whole process: what waits for other programs does not count.
-double cpu_now() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-class Stopwatch {
- public:
-  explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() { sum_ += cpu_now() - start_; }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& sum_;
-  double start_ = cpu_now();
-};
 
 /// Rows in front of each sample of a batch, and their number at the end.
 std::vector<int64_t> row_offsets(const ActivationCache& samples, int64_t begin, int64_t end) {
@@ -139,7 +120,7 @@ bool SampleRunner::must_gather(const model::Block& block, size_t group, const Ba
 /// it.
 void SampleRunner::forward_batch(const SampleStream& stream, const model::Block& block, size_t group,
                                  const Batch& batch, at::Tensor* gathered) {
-  const Stopwatch watch(count_.forward_seconds);
+  const CpuTimer watch(count_.forward_seconds);
   const int64_t width = input_width(block, group);
   const bool in_work = block.groups()[group].input_in_work;
   const int64_t first = first_sample(batch);
@@ -163,7 +144,7 @@ void SampleRunner::forward_batch(const SampleStream& stream, const model::Block&
 
 void SampleRunner::add_batch(const model::Block& block, size_t group, const Batch& batch, bool with_reference,
                              StatsAccumulator& statistics) {
-  const Stopwatch watch(count_.statistics_seconds);
+  const CpuTimer watch(count_.statistics_seconds);
   const int64_t width = input_width(block, group);
   int64_t row = 0;
   for (size_t u = batch.begin; u < batch.end; ++u) {
@@ -211,14 +192,14 @@ InputStats SampleRunner::advance_streams(const model::Block& block, const model:
     const double products = (needs.second_moment || needs.halves ? 1.0 : 0.0) + (compares ? 2.0 : 0.0);
     count_.statistics_flops += products * static_cast<double>(batch.tokens) * width * width;
   }
-  const Stopwatch watch(count_.statistics_seconds);
+  const CpuTimer watch(count_.statistics_seconds);
   return statistics.finish();
 }
 
 void SampleRunner::finish_stream(const SampleStream& stream, const model::Block& block) {
   const size_t groups = block.groups().size();
   count_forward(block, groups);
-  const Stopwatch watch(count_.forward_seconds);
+  const CpuTimer watch(count_.forward_seconds);
   pool_.parallel_for(hidden_.samples(), [&](int64_t sample, int worker) {
     model::SampleState state = load_state(stream, block, groups, sample);
     block.finish(state, scratch_[static_cast<size_t>(worker)]);
@@ -253,7 +234,7 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
     const std::vector<int64_t> offsets = row_offsets(hidden_, first, last_sample(batch));
     for (size_t g = 0; g < groups; ++g) room_for(inputs[g], batch.tokens * input_width(block, g));
     {
-      const Stopwatch watch(count_.forward_seconds);
+      const CpuTimer watch(count_.forward_seconds);
       pool_.parallel_for(last_sample(batch) - first, [&](int64_t k, int worker) {
         const auto thread = static_cast<size_t>(worker);
         // A copy: the cached samples stay where they are.
@@ -270,7 +251,7 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
         spare_work_[thread] = state.work;
       });
     }
-    const Stopwatch watch(count_.statistics_seconds);
+    const CpuTimer watch(count_.statistics_seconds);
     for (size_t g = 0; g < groups; ++g) {
       const auto width = static_cast<double>(input_width(block, g));
       int64_t row = 0;
@@ -281,7 +262,7 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
       if (needs.second_moment) count_.statistics_flops += static_cast<double>(batch.tokens) * width * width;
     }
   }
-  const Stopwatch watch(count_.statistics_seconds);
+  const CpuTimer watch(count_.statistics_seconds);
   std::vector<InputStats> out;
   for (StatsAccumulator& accumulator : statistics) out.push_back(accumulator.finish());
   return out;
@@ -289,7 +270,7 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
 
 void SampleRunner::forward(const model::Block& block) {
   for (size_t g = 1; g <= block.groups().size(); ++g) count_forward(block, g);
-  const Stopwatch watch(count_.forward_seconds);
+  const CpuTimer watch(count_.forward_seconds);
   pool_.parallel_for(hidden_.samples(), [&](int64_t sample, int worker) {
     const auto thread = static_cast<size_t>(worker);
     model::SampleState state{hidden_.load(sample, architecture_.hidden_size), spare_work_[thread]};

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <ctime>
 
 namespace lcomp {
 
@@ -13,6 +14,26 @@ class Stopwatch {
 
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// Adds the processor seconds of its lifetime, those of the whole process, to a sum: what waits for other
+/// programs does not count.
+class CpuTimer {
+ public:
+  explicit CpuTimer(double& sum) : sum_(sum) {}
+  ~CpuTimer() { sum_ += now() - start_; }
+  CpuTimer(const CpuTimer&) = delete;
+  CpuTimer& operator=(const CpuTimer&) = delete;
+
+ private:
+  static double now() {
+    timespec time{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  }
+
+  double& sum_;
+  double start_ = now();
 };
 
 }  // namespace lcomp

@@ -42,14 +42,17 @@ std::filesystem::path Run::survey_file(int64_t block) const {
   return work_->path() / fmt::format("survey-samples-{:04}.bin", block);
 }
 
+/// Brings back the samples behind a surveyed block. When that fails, they stand at the first block.
 bool Run::restore_survey(int64_t block, const std::string& hash) {
   start_samples();
   try {
-    return samples_.hidden->read_from(survey_file(block), model_.architecture().hidden_size) == hash;
-  } catch (const Error&) {
-    observer_.note("the saved activations are gone or damaged: surveying from the first block");
-    return false;
+    if (samples_.hidden->read_from(survey_file(block), model_.architecture().hidden_size) == hash)
+      return true;
+  } catch (const Error&) {  // gone or cut short: as good as damaged
   }
+  observer_.note("the saved activations are gone or damaged: surveying from the first block");
+  start_samples();
+  return false;
 }
 
 calib::Needs Run::survey_needs() const {
@@ -72,8 +75,11 @@ void Run::survey() {
   const auto done = static_cast<int64_t>(records.size());
   if (done < model_.size()) {
     if (survey_needs().gradient_squares) make_gradients(done);
-    if (done == 0 || !restore_survey(done - 1, records.back().samples_hash)) records.clear();
-    if (records.empty()) start_samples();
+    if (done == 0) {
+      start_samples();
+    } else if (!restore_survey(done - 1, records.back().samples_hash)) {
+      records.clear();
+    }
     for (auto i = static_cast<int64_t>(records.size()); i < model_.size(); ++i) {
       check_cancelled();
       step("survey", i, model_.size(), fmt::format("block {} of {}", i + 1, model_.size()));
