@@ -90,7 +90,7 @@ at::Tensor DifferentiableBlock::attention(const BlockValues& values, const at::T
 /// A projection cut into heads, [tokens, heads, head_dim]; normalized per head where the family does that.
 at::Tensor DifferentiableBlock::heads_of(const BlockValues& values, size_t op, const char* norm_name,
                                          int64_t heads, const at::Tensor& input) const {
-  const at::Tensor all = project(values, op, input).view({input.size(0), heads, architecture_->head_dim});
+  at::Tensor all = project(values, op, input).view({input.size(0), heads, architecture_->head_dim});
   if (!architecture_->qk_norm || norm_name == nullptr) return all;
   return rms_norm(all, norm(values, norm_name), architecture_->norm_eps);
 }

@@ -264,6 +264,7 @@ std::vector<InputStats> SampleRunner::observe(const model::Block& block, const N
   }
   const CpuTimer watch(count_.statistics_seconds);
   std::vector<InputStats> out;
+  out.reserve(statistics.size());
   for (StatsAccumulator& accumulator : statistics) out.push_back(accumulator.finish());
   return out;
 }

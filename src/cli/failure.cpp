@@ -58,7 +58,8 @@ Failure failure_of(const std::exception& error) {
   const auto* torch = dynamic_cast<const c10::Error*>(&error);
   const std::string text = torch != nullptr ? torch->what_without_backtrace() : error.what();
   Failure failure{kBug, "internal", lines_of(text)};
-  failure.messages.push_back("this is a bug in lcomp; please report it with the command and the lines above");
+  failure.messages.emplace_back(
+      "this is a bug in lcomp; please report it with the command and the lines above");
   return failure;
 }
 

@@ -20,12 +20,6 @@ constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr uint64_t kHashPiece = uint64_t{1} << 20;
 
-/// Whether there is something that can be opened under this name.
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
-
 /// Tensors of one or several safetensors files.
 class FileCheckpoint final : public Checkpoint {
  public:

@@ -12,7 +12,7 @@ namespace lcomp::io {
 namespace {
 
 constexpr const char* kPartsFolder = "blocks";
-constexpr uint64_t kCopyBytes = uint64_t{1} << 20;
+constexpr uint64_t kReadBackBytes = uint64_t{1} << 20;
 
 std::string part_file(const std::string& part) {
   return fmt::format("{}/{}.safetensors", kPartsFolder, part);
@@ -120,7 +120,7 @@ FileRecord CheckpointWriter::write_shard(const std::filesystem::path& path, cons
     part_of.emplace(tensor.info.name, tensor.part);
   }
   SafetensorsWriter writer(path, std::move(infos));
-  std::vector<std::byte> buffer(kCopyBytes);
+  std::vector<std::byte> buffer(kReadBackBytes);
   // Only one part is open at a time: a deep model has more parts than a process may have open files.
   std::unique_ptr<SafetensorsFile> source;
   size_t open_part = 0;
@@ -128,7 +128,7 @@ FileRecord CheckpointWriter::write_shard(const std::filesystem::path& path, cons
     const size_t part = part_of.at(info.name);
     if (!source || part != open_part) source = std::make_unique<SafetensorsFile>(part_path(open_part = part));
     for (uint64_t done = 0; done < info.bytes();) {
-      const auto piece = std::span(buffer).first(std::min(kCopyBytes, info.bytes() - done));
+      const auto piece = std::span(buffer).first(std::min(kReadBackBytes, info.bytes() - done));
       source->read_bytes(info.name, done, piece);
       writer.append(info.name, piece);
       done += piece.size();

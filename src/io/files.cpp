@@ -21,6 +21,11 @@ std::filesystem::path directory_of(const std::filesystem::path& path) {
 
 }  // namespace
 
+bool is_there(const std::filesystem::path& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
+}
+
 std::string read_file(const std::filesystem::path& path) {
   const Descriptor file = open_file(path, O_RDONLY);
   std::string content(file_size(file, path), '\0');

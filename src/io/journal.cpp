@@ -9,11 +9,6 @@
 namespace lcomp::io {
 namespace {
 
-bool is_there(const std::filesystem::path& path) {
-  std::error_code ignored;
-  return std::filesystem::exists(path, ignored);
-}
-
 /// Why the file does not stand as recorded; empty when it does.
 std::string difference(const std::filesystem::path& dir, const FileRecord& recorded) {
   if (!is_there(dir / recorded.name)) return fmt::format("the file {} is missing", recorded.name);

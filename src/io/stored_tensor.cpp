@@ -27,6 +27,7 @@ std::string place_of(const TensorInfo& info, const std::string& where) {
 
 std::string known_dtypes() {
   std::vector<std::string_view> names;
+  names.reserve(std::size(kScalarTypes));
   for (const auto& [stored, scalar] : kScalarTypes) names.push_back(name_of(stored));
   return fmt::format("{}", fmt::join(names, ", "));
 }

@@ -47,7 +47,8 @@ fs::path work_path(const fs::path& output) {
 std::string host_name() {
   std::string name(256, '\0');
   if (::gethostname(name.data(), name.size() - 1) != 0) return "unknown";
-  return name.c_str();
+  name.resize(name.find('\0'));
+  return name;
 }
 
 /// The lock file may have been removed by its last owner between our open and our flock; then the lock holds

@@ -157,8 +157,9 @@ double next_damping(double damping) {
 /// Damping as given, then doubled, while below 1.
 bool try_dampings(const Attempt& matrix, double damping, double floor, DampedInverse& result,
                   ThreadPool* pool) {
-  for (; damping < 1; damping = next_damping(damping)) {
+  while (damping < 1) {
     if (try_factor(matrix, damping, floor, result, pool)) return true;
+    damping = next_damping(damping);
   }
   return false;
 }

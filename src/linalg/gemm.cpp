@@ -134,6 +134,7 @@ PackedMatrix::PackedMatrix(const std::vector<at::Tensor>& weights, Precision pre
 
   const at::ScalarType stacked_type = precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat;
   std::vector<at::Tensor> parts;
+  parts.reserve(weights.size());
   for (const at::Tensor& weight : weights) parts.push_back(weight.to(stacked_type));
   const at::Tensor stacked = parts.size() == 1 ? parts[0].contiguous() : at::cat(parts, 0);
   parts.clear();

@@ -17,7 +17,7 @@ constexpr int64_t kMostColumns = ((int64_t{1} << 31) - 1) / (128 * 128);
 constexpr int64_t kSmallCode = 64;
 
 // Slots of Scratch used here; see kFirstFreeSlot.
-enum Slot : size_t { kHalves, kScratchpad, kHighSums };
+enum Int8Slot : size_t { kHalves, kInt8Scratchpad, kHighSums };
 
 dnnl::matmul::primitive_desc describe_product(int64_t rows, memory::data_type type,
                                               const memory::desc& weights) {
@@ -26,7 +26,7 @@ dnnl::matmul::primitive_desc describe_product(int64_t rows, memory::data_type ty
   return {product, caller_scratchpad(), cpu_engine()};
 }
 
-struct Product {
+struct Int8Product {
   dnnl::matmul primitive;
   memory::desc scratchpad;
 };
@@ -66,24 +66,25 @@ struct Int8Matrix::Impl {
   memory weights;
   std::vector<int32_t> sums;
   mutable std::mutex mutex;
-  mutable std::map<int64_t, Product> products;
+  mutable std::map<int64_t, Int8Product> products;
 
   memory::data_type input_type() const { return direct ? memory::data_type::s8 : memory::data_type::u8; }
 
-  Product product_for(int64_t rows) const {
+  Int8Product product_for(int64_t rows) const {
     const std::lock_guard lock(mutex);
     auto found = products.find(rows);
     if (found == products.end()) {
       const auto description = describe_product(rows, input_type(), weights.get_desc());
-      found = products.emplace(rows, Product{dnnl::matmul(description), description.scratchpad_desc()}).first;
+      found =
+          products.emplace(rows, Int8Product{dnnl::matmul(description), description.scratchpad_desc()}).first;
     }
     return found->second;
   }
 
   void execute(const void* x, int64_t rows, int32_t* y, Scratch& scratch) const {
-    const Product product = product_for(rows);
+    const Int8Product product = product_for(rows);
     const auto pad_floats = static_cast<int64_t>(product.scratchpad.get_size() / sizeof(float)) + 1;
-    const memory pad(product.scratchpad, cpu_engine(), scratch.floats(kScratchpad, pad_floats));
+    const memory pad(product.scratchpad, cpu_engine(), scratch.floats(kInt8Scratchpad, pad_floats));
     const memory src(row_major(rows, in, input_type()), cpu_engine(), const_cast<void*>(x));
     const memory dst(row_major(rows, out, memory::data_type::s32), cpu_engine(), y);
     product.primitive.execute(

@@ -126,6 +126,7 @@ void Block::prepare(size_t group, linalg::Precision precision) {
     return;
   }
   std::vector<at::Tensor> weights;
+  weights.reserve(members.size());
   for (const size_t op : members) weights.push_back(ops_[op].weight->dense());
   kernels_->packed[group] = std::make_unique<linalg::PackedMatrix>(weights, precision);
 }

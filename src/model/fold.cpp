@@ -8,7 +8,7 @@
 namespace lcomp::model {
 namespace {
 
-constexpr const char* kWhere = "fold_input_scale";
+constexpr const char* kFoldInputScale = "fold_input_scale";
 
 /// Position of the operator `name` in the block, or its number of operators when it is a norm.
 size_t position_of(const Block& block, const std::string& name) {
@@ -22,15 +22,16 @@ void check_scale(const Block& block, size_t group, const at::Tensor& scale, cons
   const GroupInfo& info = block.groups()[group];
   const int64_t in = block.ops()[info.operators[0]].info.in_features;
   if (scale.dim() != 1 || scale.size(0) != in) {
-    throw InvalidArgument(kWhere, fmt::format("the scale of '{}' must be [{}]; received {} values", info.name,
-                                              in, scale.numel()));
+    throw InvalidArgument(kFoldInputScale, fmt::format("the scale of '{}' must be [{}]; received {} values",
+                                                       info.name, in, scale.numel()));
   }
   if (!at::isfinite(scale).all().item<bool>() || !(scale > 0).all().item<bool>()) {
-    throw InvalidArgument(kWhere, fmt::format("the scale of '{}' must be positive and finite; received {}",
-                                              info.name, scale.min().item<double>()));
+    throw InvalidArgument(kFoldInputScale,
+                          fmt::format("the scale of '{}' must be positive and finite; received {}", info.name,
+                                      scale.min().item<double>()));
   }
   if (!by_row.index_select(0, rows).equal(scale)) {
-    throw InvalidArgument(kWhere,
+    throw InvalidArgument(kFoldInputScale,
                           fmt::format("input channels of '{}' that come from one row of '{}' must have "
                                       "one scale; received different ones",
                                       info.name, info.absorber));
@@ -44,7 +45,7 @@ at::Tensor applied_scale(at::Tensor& values, const at::Tensor& scale, at::Scalar
   const at::Tensor divided = (values / scale).to(type).to(at::kDouble);
   const at::Tensor quotient = values / divided;
   const at::Tensor good = at::logical_and(at::isfinite(quotient), quotient > 0);
-  const at::Tensor applied = at::where(good, quotient, otherwise);
+  at::Tensor applied = at::where(good, quotient, otherwise);
   values = at::where(good, divided, (values / applied).to(type).to(at::kDouble));
   return applied;
 }
@@ -53,7 +54,7 @@ at::Tensor applied_scale(at::Tensor& values, const at::Tensor& scale, at::Scalar
 at::Tensor divide_norm(Block& block, const std::string& name, const at::Tensor& scale) {
   const std::string weight = name + ".weight";
   at::Tensor values = block.vector(weight).to(at::kDouble);
-  const at::Tensor applied = applied_scale(values, scale, block.stored_type(weight), at::ones_like(scale));
+  at::Tensor applied = applied_scale(values, scale, block.stored_type(weight), at::ones_like(scale));
   block.set_vector(weight, values);
   return applied;
 }
@@ -77,7 +78,7 @@ at::Tensor divide_rows(Block& block, size_t op, const at::Tensor& scale) {
 at::Tensor absorber_rows(const Block& block, size_t group) {
   const GroupInfo& info = block.groups().at(group);
   if (info.absorber.empty()) return {};
-  const at::Tensor channels = at::arange(block.ops()[info.operators[0]].info.in_features, at::kLong);
+  at::Tensor channels = at::arange(block.ops()[info.operators[0]].info.in_features, at::kLong);
   if (info.heads_per_source == 1) return channels;
   const at::Tensor head = channels.div(info.head_width * info.heads_per_source, "floor");
   return head * info.head_width + channels.remainder(info.head_width);
@@ -88,7 +89,7 @@ at::Tensor fold_input_scale(Block& block, size_t group, const at::Tensor& scale)
   const GroupInfo info = block.groups()[group];
   if (!rows.defined()) {
     throw InvalidArgument(
-        kWhere,
+        kFoldInputScale,
         fmt::format("the group '{}' must have a norm or operator in front that can take a scale; it has none",
                     info.name));
   }

@@ -6,7 +6,7 @@
 namespace lcomp::pipeline {
 namespace {
 
-constexpr const char* kWhere = "journal";
+constexpr const char* kBlockRecord = "journal";
 
 /// The rows travel in the report's own JSON.
 std::string rows_to_json(const BlockRow& row, const std::vector<OperatorRow>& operators) {
@@ -31,8 +31,8 @@ std::string BlockRecord::to_json() const {
 }
 
 BlockRecord BlockRecord::from_json(const std::string& text) {
-  const io::Json json = io::parse_json(text, kWhere);
-  const io::JsonView root(json, kWhere);
+  const io::Json json = io::parse_json(text, kBlockRecord);
+  const io::JsonView root(json, kBlockRecord);
   BlockRecord out;
   const RunReport carrier = pipeline::from_json(root.at("rows").text());
   if (carrier.blocks.size() != 1) root.fail("a block's record must hold one row of the block");
@@ -41,7 +41,7 @@ BlockRecord BlockRecord::from_json(const std::string& text) {
   for (const auto& [name, hash] : root.at("decoded").members()) out.decoded[name] = hash.text();
   for (const auto& [name, hash] : root.at("changed").members()) out.changed[name] = hash.text();
   for (const auto& [name, group] : root.at("groups").members())
-    out.groups[name] = model::QuantizationConfig::Group::from_json(group.text(), kWhere);
+    out.groups[name] = model::QuantizationConfig::Group::from_json(group.text(), kBlockRecord);
   out.samples_hash = root.at("samples_hash").text();
   out.reference_hash = root.at("reference_hash").text();
   return out;

@@ -353,13 +353,14 @@ void Run::commit_block(int64_t index, const BlockKey& key, BlockRecord record) {
 /// Adds a finished block to what the report, the config and the verification are made of.
 void Run::take_record(const BlockKey& key, BlockRecord record) {
   last_key_ = key.text;
-  for (const auto& [name, hash] : key.tensors) {
+  for (const auto& tensor : key.tensors) {
+    const std::string& name = tensor.first;
     const bool changed =
         record.changed.contains(name) ||
         std::any_of(record.decoded.begin(), record.decoded.end(), [&](const auto& op) {
           return name.starts_with(op.first + ".weight") || name.starts_with(op.first + ".input_");
         });
-    if (!changed) record_.copied[name] = hash;
+    if (!changed) record_.copied[name] = tensor.second;
   }
   record_.decoded.insert(record.decoded.begin(), record.decoded.end());
   record_.changed.insert(record.changed.begin(), record.changed.end());

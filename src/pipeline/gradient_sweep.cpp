@@ -43,8 +43,7 @@ std::string Run::gradient_key() const {
 /// when there is none.
 int64_t Run::lowest_gradient_block(int64_t first_block) const {
   int64_t lowest = model_.size();
-  for (size_t p = 0; p < passes_.size(); ++p) {
-    const auto& [entry, pass] = passes_[p];
+  for (const auto& [entry, pass] : passes_) {
     if (!pass->needs().gradient_squares) continue;
     for (size_t i = 0; i < plan_.operators.size(); ++i) {
       const int64_t block = plan_.operators[i].block;

@@ -22,6 +22,7 @@ std::vector<LengthCount> histogram(const std::vector<int64_t>& lengths) {
   std::map<int64_t, int64_t> counts;
   for (const int64_t length : lengths) ++counts[length];
   std::vector<LengthCount> out;
+  out.reserve(counts.size());
   for (const auto& [length, count] : counts) out.push_back({length, count});
   return out;
 }

@@ -13,7 +13,7 @@
 namespace lcomp::pipeline {
 namespace {
 
-constexpr const char* kWhere = "journal: survey";
+constexpr const char* kSurveyRecord = "journal: survey";
 
 std::string survey_step(int64_t block) {
   return fmt::format("survey {}", block);
@@ -30,7 +30,7 @@ std::string SurveyRecord::to_json() const {
 }
 
 SurveyRecord SurveyRecord::from_json(const std::string& text) {
-  const io::Json json = io::parse_json(text, kWhere);
+  const io::Json json = io::parse_json(text, kSurveyRecord);
   SurveyRecord record;
   record.samples_hash = json.at("samples_hash").get<std::string>();
   for (const auto& [entry, of_entry] : json.at("numbers").items())

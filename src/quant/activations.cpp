@@ -17,7 +17,7 @@
 namespace lcomp::quant {
 namespace {
 
-constexpr const char* kWhere = "quantize_activations";
+constexpr const char* kQuantizeActivations = "quantize_activations";
 
 float symmetric_scale(float largest, const ActivationScheme& scheme) {
   if (scheme.format == NumberFormat::kFp8E4m3)
@@ -91,9 +91,10 @@ void require_seen(const at::Tensor& tensor, const char* what) {
 
 void check_input(const at::Tensor& x) {
   if (x.dim() == 2 && x.scalar_type() == at::kFloat && x.size(0) > 0 && x.size(1) > 0) return;
-  throw InvalidArgument(kWhere, fmt::format("x must be a float32 matrix [tokens, in]; received {} dimensions "
-                                            "of {}, {} elements",
-                                            x.dim(), dtype_name(x.scalar_type()), x.numel()));
+  throw InvalidArgument(kQuantizeActivations,
+                        fmt::format("x must be a float32 matrix [tokens, in]; received {} dimensions "
+                                    "of {}, {} elements",
+                                    x.dim(), dtype_name(x.scalar_type()), x.numel()));
 }
 
 void encode(const float* x, int64_t count, const ActivationScheme& scheme, const ActivationGrid& grid,
@@ -126,10 +127,10 @@ ActivationGrid activation_grid(float lowest, float highest, const ActivationSche
 
 QuantizedActivations quantize_activations(const at::Tensor& x, const ActivationScheme& scheme,
                                           const std::optional<ActivationGrid>& calibrated) {
-  scheme.validate(kWhere);
+  scheme.validate(kQuantizeActivations);
   check_input(x);
   if (!scheme.dynamic && !calibrated) {
-    throw InvalidArgument(kWhere, "static activations need a calibrated grid; received none");
+    throw InvalidArgument(kQuantizeActivations, "static activations need a calibrated grid; received none");
   }
   const at::Tensor plain = x.contiguous();
   const int64_t tokens = plain.size(0), in = plain.size(1);
@@ -138,7 +139,8 @@ QuantizedActivations quantize_activations(const at::Tensor& x, const ActivationS
   for (int64_t t = 0; t < tokens; ++t) {
     const auto i = static_cast<size_t>(t);
     if (linalg::value_range(values + t * in, in, &lowest[i], &highest[i])) continue;
-    throw NumericalError(kWhere, fmt::format("activations must be finite; those of token {} are not", t));
+    throw NumericalError(kQuantizeActivations,
+                         fmt::format("activations must be finite; those of token {} are not", t));
   }
   const bool per_token = scheme.granularity == ActivationGranularity::kToken;
   if (!per_token) {

@@ -14,19 +14,16 @@
 #include "lcomp/quant/grid.h"
 #include "linalg/value_range.h"
 #include "quant/activation_kernels.h"
+#include "quant/int8_scratch.h"
 
 namespace lcomp::quant {
 namespace {
 
-constexpr const char* kWhere = "OutlierInt8Weight";
-constexpr int64_t kChunk = linalg::PackedMatrix::kRowChunk;
-
-enum Slot : size_t { kCodes = linalg::kFirstFreeSlot, kSums, kInliers };
-
+constexpr const char* kOutlierWeight = "OutlierInt8Weight";
 void require(bool holds, const char* what, const at::Tensor& tensor) {
   if (holds) return;
-  throw InvalidArgument(kWhere, fmt::format("{}; received {} dimensions of {}", what, tensor.dim(),
-                                            dtype_name(tensor.scalar_type())));
+  throw InvalidArgument(kOutlierWeight, fmt::format("{}; received {} dimensions of {}", what, tensor.dim(),
+                                                    dtype_name(tensor.scalar_type())));
 }
 
 /// Columns of x with an element of at least the threshold. Throws when an element is not finite.
@@ -35,7 +32,8 @@ std::vector<int64_t> outlier_columns(const float* x, int64_t tokens, int64_t in,
   for (int64_t t = 0; t < tokens; ++t) {
     float lowest = 0, highest = 0;
     if (!linalg::value_range(x + t * in, in, &lowest, &highest))
-      throw NumericalError(kWhere, fmt::format("the input must be finite; that of token {} is not", t));
+      throw NumericalError(kOutlierWeight,
+                           fmt::format("the input must be finite; that of token {} is not", t));
     // Most tokens have none: their columns need no look.
     if (std::max(-lowest, highest) < static_cast<float>(threshold)) continue;
     for (int64_t j = 0; j < in; ++j)
@@ -88,7 +86,7 @@ OutlierInt8Weight::OutlierInt8Weight(const LlmInt8Options& options, at::Tensor c
       index_(std::move(index)),
       original_(std::move(original)),
       layout_(std::make_shared<Layout>()) {
-  check_ranges([this](FieldVisitor& v) { options_.visit(v); }, kWhere);
+  check_ranges([this](FieldVisitor& v) { options_.visit(v); }, kOutlierWeight);
   require(codes_.dim() == 2 && codes_.scalar_type() == at::kChar, "codes must be an int8 matrix [out, in]",
           codes_);
   const int64_t out = codes_.size(0), in = codes_.size(1);
@@ -96,7 +94,7 @@ OutlierInt8Weight::OutlierInt8Weight(const LlmInt8Options& options, at::Tensor c
       scale_.scalar_type() == at::kFloat && scale_.dim() == 2 && scale_.size(0) == out && scale_.size(1) == 1,
       "scales must be float32 [out, 1]", scale_);
   if (index_.defined() != original_.defined()) {
-    throw InvalidArgument(kWhere, "an index of outlier columns and their weights must come together");
+    throw InvalidArgument(kOutlierWeight, "an index of outlier columns and their weights must come together");
   }
   if (!index_.defined()) return;
   require(index_.dim() == 1 && index_.scalar_type() == at::kInt, "the outlier index must be int32 [kept]",
@@ -109,7 +107,7 @@ OutlierInt8Weight::OutlierInt8Weight(const LlmInt8Options& options, at::Tensor c
     const int64_t column = index_.data_ptr<int32_t>()[k];
     if (column <= before || column >= in) {
       throw InvalidArgument(
-          kWhere,
+          kOutlierWeight,
           fmt::format("outlier columns must ascend and be below {}; {} came after {}", in, column, before));
     }
     before = column;
@@ -155,13 +153,13 @@ at::Tensor OutlierInt8Weight::apply(const at::Tensor& x) const {
   at::Tensor taken = at::empty({tokens, outliers}, at::kFloat);
   at::Tensor y = at::empty({tokens, out}, at::kFloat);
   linalg::Scratch scratch;
-  auto* codes = reinterpret_cast<int8_t*>(scratch.floats(kCodes, (kChunk * in + 3) / 4));
-  auto* sums = reinterpret_cast<int32_t*>(scratch.floats(kSums, kChunk * out));
+  auto* codes = reinterpret_cast<int8_t*>(scratch.floats(kCodes, (kTokenChunk * in + 3) / 4));
+  auto* sums = reinterpret_cast<int32_t*>(scratch.floats(kSums, kTokenChunk * out));
   float* inliers = scratch.floats(kInliers, in);
-  std::vector<float> scales(static_cast<size_t>(kChunk));
+  std::vector<float> scales(static_cast<size_t>(kTokenChunk));
   const Layout& made = layout();
-  for (int64_t begin = 0; begin < tokens; begin += kChunk) {
-    const int64_t rows = std::min(kChunk, tokens - begin);
+  for (int64_t begin = 0; begin < tokens; begin += kTokenChunk) {
+    const int64_t rows = std::min(kTokenChunk, tokens - begin);
     for (int64_t r = 0; r < rows; ++r) {
       std::copy_n(values + (begin + r) * in, in, inliers);
       const float below =

@@ -16,7 +16,7 @@ namespace lcomp::quant {
 namespace {
 
 constexpr int64_t kMostRows = 2 * kPanelRows;
-constexpr int64_t kChunk = 64;
+constexpr int64_t kRowsAtOnce = 64;
 
 void check_moment(const at::Tensor& moment, int64_t in, const char* what) {
   const bool fits = moment.defined() && moment.sizes() == at::IntArrayRef{in, in} &&
@@ -47,9 +47,9 @@ void copy_rows(const T* m, int64_t n, const std::vector<int64_t>& order, int64_t
 std::vector<double> times(const std::vector<double>& panel, const at::Tensor& m,
                           const std::vector<int64_t>& order) {
   const int64_t n = m.size(1);
-  std::vector<double> product(panel.size()), rows(static_cast<size_t>(kChunk * n));
-  for (int64_t first = 0; first < n; first += kChunk) {
-    const int64_t count = std::min(kChunk, n - first);
+  std::vector<double> product(panel.size()), rows(static_cast<size_t>(kRowsAtOnce * n));
+  for (int64_t first = 0; first < n; first += kRowsAtOnce) {
+    const int64_t count = std::min(kRowsAtOnce, n - first);
     if (m.scalar_type() == at::kDouble) {
       copy_rows(m.data_ptr<double>(), n, order, first, count, rows.data());
     } else {

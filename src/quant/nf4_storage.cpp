@@ -5,16 +5,13 @@
 
 #include <cstring>
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp::quant {
 namespace {
 
 constexpr int64_t kStateBytes = 256;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 at::Tensor pack_nibbles(const at::Tensor& codes) {
   const at::Tensor flat = codes.contiguous();

@@ -3,15 +3,12 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp::quant {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 void check_arguments(const char* where, const at::Tensor& tensor, at::ScalarType type, int bits,
                      int64_t dim) {

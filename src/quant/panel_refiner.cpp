@@ -16,13 +16,13 @@ namespace {
 constexpr int64_t kBlock = 64;
 constexpr int64_t kWidestGroup = 128;
 /// Columns whose moves are applied one by one.
-constexpr int64_t kSegment = 32;
+constexpr int64_t kSweepColumns = 32;
 /// Rows of more groups skip the exact refit, whose matrices would take more than 50 MB a thread.
 constexpr int64_t kMostGroups = 256;
 /// Relative to the mean diagonal of the normal equations: groups that hardly count stay solvable.
 constexpr double kRidge = 1e-9;
 
-constexpr int kRows = static_cast<int>(kPanelRows);
+constexpr int kBlasRows = static_cast<int>(kPanelRows);
 
 }  // namespace
 
@@ -91,8 +91,9 @@ void PanelRefiner::load(const at::Tensor& target, const at::Tensor& codes, const
 void PanelRefiner::product_with_rows(const Block& block) {
   const int64_t count = block.last - block.first;
   moment_.rows(block.first, count, rows_.data());
-  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kRows, static_cast<int>(count), static_cast<int>(n_),
-              1.0, error_.data(), kRows, rows_.data(), static_cast<int>(n_), 0.0, slope_.data(), kRows);
+  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kBlasRows, static_cast<int>(count),
+              static_cast<int>(n_), 1.0, error_.data(), kBlasRows, rows_.data(), static_cast<int>(n_), 0.0,
+              slope_.data(), kBlasRows);
 }
 
 /// The loss of what is there: D A D^T, row by row.
@@ -155,10 +156,10 @@ void PanelRefiner::normal_equations() {
         }
       }
       // c_g A of the columns from this group on.
-      cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kRows, static_cast<int>(rest),
-                  static_cast<int>(block.last - block.first), 1.0, at(levels_, block.first), kRows,
+      cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kBlasRows, static_cast<int>(rest),
+                  static_cast<int>(block.last - block.first), 1.0, at(levels_, block.first), kBlasRows,
                   rows_.data() + begin, static_cast<int>(n_), first == begin ? 0.0 : 1.0, product_.data(),
-                  kRows);
+                  kBlasRows);
     }
     for (int64_t j = begin; j < n_; ++j) {
       double* element = at(normal_, g * groups_ + group_of(j));
@@ -244,10 +245,10 @@ void PanelRefiner::visit_group(const Block& block, const Block& group, bool scal
 void PanelRefiner::apply_moves(const std::vector<double>& moves, const Block& block, int64_t from, int64_t to,
                                int64_t end) {
   if (from >= to || to >= end) return;
-  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kRows, static_cast<int>(end - to),
-              static_cast<int>(to - from), -1.0, moves.data() + (from - block.first) * kPanelRows, kRows,
+  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kBlasRows, static_cast<int>(end - to),
+              static_cast<int>(to - from), -1.0, moves.data() + (from - block.first) * kPanelRows, kBlasRows,
               rows_.data() + (from - block.first) * n_ + to, static_cast<int>(n_), 1.0,
-              at(slope_, to - block.first), kRows);
+              at(slope_, to - block.first), kBlasRows);
 }
 
 /// The best scale of the group for its codes, all else fixed.
@@ -258,9 +259,9 @@ void PanelRefiner::refit_group(const Block& block, const Block& group) {
   double* levels = at(levels_, group.first);
   for (int64_t i = 0; i < count * kPanelRows; ++i)
     levels[i] = at(value_, group.first)[i] / scale[i % kPanelRows];
-  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kRows, columns, columns, 1.0, levels, kRows,
+  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kBlasRows, columns, columns, 1.0, levels, kBlasRows,
               rows_.data() + (group.first - block.first) * n_ + group.first, static_cast<int>(n_), 0.0,
-              product_.data(), kRows);
+              product_.data(), kBlasRows);
   double along[kPanelRows] = {}, curvature[kPanelRows] = {}, step[kPanelRows] = {};
   double* slope = at(slope_, group.first - block.first);
   for (int64_t j = 0; j < count; ++j) {
@@ -292,8 +293,8 @@ void PanelRefiner::refit_group(const Block& block, const Block& group) {
 }
 
 void PanelRefiner::round_columns(const Block& block, const Block& group) {
-  for (int64_t s1 = group.first; s1 < group.last; s1 += kSegment) {
-    const int64_t s2 = std::min(s1 + kSegment, group.last);
+  for (int64_t s1 = group.first; s1 < group.last; s1 += kSweepColumns) {
+    const int64_t s2 = std::min(s1 + kSweepColumns, group.last);
     for (int64_t j = s1; j < s2; ++j) round_column(block, s1, j);
     apply_moves(moves_, block, s1, s2, group.last);
   }

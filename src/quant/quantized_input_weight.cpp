@@ -11,36 +11,35 @@
 #include "lcomp/linalg/int8_product.h"
 #include "linalg/value_range.h"
 #include "quant/activation_kernels.h"
+#include "quant/int8_scratch.h"
 
 namespace lcomp::quant {
 namespace {
 
-constexpr const char* kWhere = "QuantizedInputWeight";
-constexpr int64_t kChunk = linalg::PackedMatrix::kRowChunk;
-
-enum Slot : size_t { kCodes = linalg::kFirstFreeSlot, kSums };
-
+constexpr const char* kRoundingWeight = "QuantizedInputWeight";
 /// |(q_x - z_x) (q_w - z_w)| is at most 2^14, 2^15 with one zero point, 2^16 with two.
 void check_columns(int64_t in, bool zero_of_input, bool zero_of_weight) {
   const int64_t most = ((int64_t{1} << 31) - 1) >> (14 + (zero_of_input ? 1 : 0) + (zero_of_weight ? 1 : 0));
   if (in <= most) return;
   throw InvalidArgument(
-      kWhere,
+      kRoundingWeight,
       fmt::format("the weight must have at most {} columns, so that sums fit 32 bits; it has {}", most, in));
 }
 
 void check_input(const at::Tensor& x, int64_t in) {
   if (x.dim() == 2 && x.size(1) == in && x.scalar_type() == at::kFloat) return;
   throw InvalidArgument(
-      kWhere, fmt::format("x must be a float32 matrix [tokens, {}]; received {} dimensions of {}, {} "
-                          "elements",
-                          in, x.dim(), dtype_name(x.scalar_type()), x.numel()));
+      kRoundingWeight,
+      fmt::format("x must be a float32 matrix [tokens, {}]; received {} dimensions of {}, {} "
+                  "elements",
+                  in, x.dim(), dtype_name(x.scalar_type()), x.numel()));
 }
 
 void token_ranges(const float* x, int64_t tokens, int64_t in, float* lowest, float* highest) {
   for (int64_t t = 0; t < tokens; ++t) {
     if (linalg::value_range(x + t * in, in, lowest + t, highest + t)) continue;
-    throw NumericalError(kWhere, fmt::format("the input must be finite; that of token {} is not", t));
+    throw NumericalError(kRoundingWeight,
+                         fmt::format("the input must be finite; that of token {} is not", t));
   }
 }
 
@@ -65,16 +64,17 @@ QuantizedInputWeight::QuantizedInputWeight(QuantizedWeight weight, const Activat
       activations_(activations),
       grid_(grid),
       layout_(std::make_shared<Layout>()) {
-  activations_.validate(kWhere);
+  activations_.validate(kRoundingWeight);
   if (weight_.scheme().format == NumberFormat::kNf4) {
-    throw InvalidArgument(kWhere,
+    throw InvalidArgument(kRoundingWeight,
                           fmt::format("the weight must be of integers or E4M3 numbers; its format is {}",
                                       name_of(weight_.scheme().format)));
   }
   if (activations_.dynamic == grid_.has_value()) {
-    throw InvalidArgument(kWhere, activations_.dynamic
-                                      ? "dynamic activations must have no calibrated grid; received one"
-                                      : "static activations must have a calibrated grid; received none");
+    throw InvalidArgument(kRoundingWeight,
+                          activations_.dynamic
+                              ? "dynamic activations must have no calibrated grid; received one"
+                              : "static activations must have a calibrated grid; received none");
   }
   check_columns(in_features(), !activations_.symmetric, !weight_.scheme().symmetric);
 }
@@ -137,11 +137,11 @@ at::Tensor QuantizedInputWeight::int8_product(const at::Tensor& x) const {
 
   at::Tensor y = at::empty({tokens, out}, at::kFloat);
   linalg::Scratch scratch;
-  auto* codes = reinterpret_cast<int8_t*>(scratch.floats(kCodes, (kChunk * in + 3) / 4));
-  auto* sums = reinterpret_cast<int32_t*>(scratch.floats(kSums, kChunk * out));
-  std::vector<kernels::TokenScale> token_scales(static_cast<size_t>(kChunk));
-  for (int64_t begin = 0; begin < tokens; begin += kChunk) {
-    const int64_t rows = std::min(kChunk, tokens - begin);
+  auto* codes = reinterpret_cast<int8_t*>(scratch.floats(kCodes, (kTokenChunk * in + 3) / 4));
+  auto* sums = reinterpret_cast<int32_t*>(scratch.floats(kSums, kTokenChunk * out));
+  std::vector<kernels::TokenScale> token_scales(static_cast<size_t>(kTokenChunk));
+  for (int64_t begin = 0; begin < tokens; begin += kTokenChunk) {
+    const int64_t rows = std::min(kTokenChunk, tokens - begin);
     for (int64_t r = 0; r < rows; ++r) {
       const auto t = static_cast<size_t>(begin + r);
       if (per_token) grid = activation_grid(lowest[t], highest[t], activations_);

@@ -14,7 +14,7 @@
 namespace lcomp::quant {
 namespace {
 
-constexpr const char* kWhere = "smooth_scale";
+constexpr const char* kSmoothScale = "smooth_scale";
 /// Constants of the published code, and the grid of the search.
 constexpr double kLeast = 1e-5;
 constexpr double kFirstAlpha = 0.3, kAlphaStep = 0.05;
@@ -38,19 +38,20 @@ at::Tensor shared_max(const at::Tensor& values, const at::Tensor& sources) {
 
 void check_inputs(const std::vector<at::Tensor>& weights, const at::Tensor& abs_max,
                   const at::Tensor& sources) {
-  if (weights.empty()) throw InvalidArgument(kWhere, "there must be at least one weight; received none");
+  if (weights.empty())
+    throw InvalidArgument(kSmoothScale, "there must be at least one weight; received none");
   for (const at::Tensor& weight : weights) {
     if (weight.dim() != 2 || abs_max.dim() != 1 || weight.size(1) != abs_max.size(0)) {
-      throw InvalidArgument(kWhere,
+      throw InvalidArgument(kSmoothScale,
                             fmt::format("abs_max must have one value for each input column of every weight; "
                                         "received {} values",
                                         abs_max.numel()));
     }
-    check_finite(weight, kWhere);
+    check_finite(weight, kSmoothScale);
   }
   if (sources.defined() && (sources.sizes() != abs_max.sizes() || sources.scalar_type() != at::kLong)) {
-    throw InvalidArgument(kWhere, fmt::format("sources must be int64 [{}]; received {} values",
-                                              abs_max.numel(), sources.numel()));
+    throw InvalidArgument(kSmoothScale, fmt::format("sources must be int64 [{}]; received {} values",
+                                                    abs_max.numel(), sources.numel()));
   }
 }
 
@@ -132,7 +133,7 @@ at::Tensor smooth_scale(const std::vector<at::Tensor>& weights, const at::Tensor
                         const at::Tensor& sources) {
   check_inputs(weights, abs_max, sources);
   if (!(alpha >= 0 && alpha <= 1))
-    throw InvalidArgument(kWhere, fmt::format("alpha must be in [0, 1]; received {}", alpha));
+    throw InvalidArgument(kSmoothScale, fmt::format("alpha must be in [0, 1]; received {}", alpha));
   at::Tensor weight_max = at::zeros_like(abs_max, at::kDouble);
   for (const at::Tensor& weight : weights)
     weight_max = at::maximum(weight_max, weight.to(at::kDouble).abs().amax(0));

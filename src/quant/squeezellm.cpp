@@ -14,7 +14,7 @@
 namespace lcomp::quant {
 namespace {
 
-constexpr const char* kWhere = "squeezellm";
+constexpr const char* kSqueezeLlm = "squeezellm";
 
 c10::ScalarType stored_type(const SqueezeLlmOptions& options, c10::ScalarType weight) {
   QuantScheme scheme;
@@ -118,21 +118,21 @@ RowBook solve_row(Row& row, const SqueezeLlmOptions& options, c10::ScalarType ty
 void check_inputs(const at::Tensor& weight, const at::Tensor& fisher, const SqueezeLlmOptions& options) {
   options.validate();
   if (weight.dim() != 2 || weight.numel() == 0) {
-    throw InvalidArgument(kWhere, fmt::format("the weight must be a matrix [out, in] that is not empty; "
-                                              "received shape [{}]",
-                                              fmt::join(weight.sizes(), ", ")));
+    throw InvalidArgument(kSqueezeLlm, fmt::format("the weight must be a matrix [out, in] that is not empty; "
+                                                   "received shape [{}]",
+                                                   fmt::join(weight.sizes(), ", ")));
   }
-  check_finite(weight, kWhere);
+  check_finite(weight, kSqueezeLlm);
   if (!options.reads_gradients()) return;
   if (!fisher.defined() || fisher.sizes() != weight.sizes()) {
     throw InvalidArgument(
-        kWhere,
+        kSqueezeLlm,
         fmt::format("squared gradients must be there for every weight, [{}]; received {}",
                     fmt::join(weight.sizes(), ", "),
                     fisher.defined() ? fmt::format("[{}]", fmt::join(fisher.sizes(), ", ")) : "none"));
   }
   if (!at::isfinite(fisher).all().item<bool>() || fisher.min().item<double>() < 0)
-    throw InvalidArgument(kWhere, "squared gradients must be finite and at least 0; one is not");
+    throw InvalidArgument(kSqueezeLlm, "squared gradients must be finite and at least 0; one is not");
 }
 
 /// Codes, and the differences from the centers that kept entries decode to.
@@ -183,7 +183,7 @@ void SqueezeLlmOptions::visit(FieldVisitor& v) {
 
 void SqueezeLlmOptions::validate(std::string_view) const {
   SqueezeLlmOptions copy = *this;
-  check_ranges([&](FieldVisitor& v) { copy.visit(v); }, kWhere);
+  check_ranges([&](FieldVisitor& v) { copy.visit(v); }, kSqueezeLlm);
 }
 
 int64_t SqueezeLlmOptions::planned_entries(int64_t count) const {
@@ -243,8 +243,9 @@ SqueezeLlmResult squeezellm(const at::Tensor& weight, const at::Tensor& fisher,
   });
   const at::Tensor stored = codebook.to(type);
   if (!at::isfinite(stored).all().item<bool>()) {
-    throw NumericalError(kWhere, fmt::format("values of the code books must fit {}; the largest weight is {}",
-                                             dtype_name(type), w.abs().max().item<float>()));
+    throw NumericalError(kSqueezeLlm,
+                         fmt::format("values of the code books must fit {}; the largest weight is {}",
+                                     dtype_name(type), w.abs().max().item<float>()));
   }
   SparseEntries sparse = collect_kept(w, kept, stored, codes);
   SqueezeLlmResult result{CodebookWeight(options.bits, codes, stored, std::move(sparse))};

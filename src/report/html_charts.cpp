@@ -65,9 +65,11 @@ std::string time_columns(const std::vector<BlockRow>& rows) {
   for (const BlockRow& row : rows) {
     out += fmt::format("<div class=col title=\"{}\">", escape_html(block_tip(row)));
     const auto phases = phases_of(row);
-    for (auto phase = phases.rbegin(); phase != phases.rend(); ++phase)
-      out += fmt::format("<span style=\"height:{};background:{}\"></span>", css_percent(phase->second, most),
-                         colour(phase->first));
+    for (size_t i = phases.size(); i-- > 0;) {
+      const auto& [phase, seconds] = phases[i];
+      out += fmt::format("<span style=\"height:{};background:{}\"></span>", css_percent(seconds, most),
+                         colour(phase));
+    }
     out += "</div>";
   }
   return out + "</div>" + ticks(rows) + "</div>\n";

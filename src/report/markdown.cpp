@@ -15,8 +15,8 @@ constexpr size_t kShownRows = 25;
 /// A Markdown table: a header and rows of as many cells, each escaped unless it is ours.
 class Table {
  public:
-  explicit Table(std::vector<std::string> header) : columns_(header.size()) {
-    row(std::move(header));
+  explicit Table(const std::vector<std::string>& header) : columns_(header.size()) {
+    row(header);
     out_ += "|";
     for (size_t i = 0; i < columns_; ++i) out_ += i == 0 ? " --- |" : " ---: |";
     out_ += "\n";

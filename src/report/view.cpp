@@ -121,6 +121,7 @@ std::vector<KindSummary> summarize_kinds(const RunReport& report) {
     totals[found->second].add(*row);
   }
   std::vector<KindSummary> out;
+  out.reserve(totals.size());
   for (const KindTotals& entry : totals) out.push_back(entry.summary());
   return out;
 }
@@ -147,6 +148,7 @@ std::vector<RungCount> count_rungs(const RunReport& report) {
     entry.max_damping = std::max(entry.max_damping, row.damping.value_or(0));
   }
   std::vector<RungCount> out;
+  out.reserve(counts.size());
   for (auto& [key, entry] : counts) out.push_back(std::move(entry));
   return out;
 }

@@ -34,6 +34,9 @@ struct FileRecord {
 /// The record of `dir / name`, by reading it.
 FileRecord record_of(const std::filesystem::path& dir, const std::string& name);
 
+/// Whether something stands under the path. What can't be looked at counts as absent.
+bool is_there(const std::filesystem::path& path);
+
 /// The whole content of a file.
 std::string read_file(const std::filesystem::path& path);
 

@@ -9,7 +9,7 @@
 namespace lcomp::cli {
 namespace {
 
-struct Arguments {
+struct EvalArguments {
   std::string directory;
   std::string text;
   std::string reference;
@@ -17,7 +17,7 @@ struct Arguments {
   eval::WindowOptions windows;
 };
 
-void declare(CLI::App& app, Arguments& arguments) {
+void declare(CLI::App& app, EvalArguments& arguments) {
   app.add_option("DIR", arguments.directory, "Model directory, dense or compressed")->required();
   app.add_option("--text", arguments.text, "UTF-8 text to measure on")->required()->type_name("FILE");
   app.add_option("--window", arguments.windows.window, "Tokens per window")
@@ -51,7 +51,7 @@ struct Measured {
   }
 };
 
-Measured measure(const Arguments& arguments, int threads, Observer& observer) {
+Measured measure(const EvalArguments& arguments, int threads, Observer& observer) {
   Measured result;
   result.precision = arguments.compute == "bf16" ? linalg::Precision::kBf16 : linalg::Precision::kF32;
   const model::Model model = model::Model::open(arguments.directory);
@@ -107,7 +107,7 @@ Json json_of(const Measured& measured) {
 }  // namespace
 
 Command eval_command() {
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<EvalArguments>();
   Command command;
   command.name = "eval";
   command.summary = "Measure the perplexity of a model on a text, and how far it is from the dense one";

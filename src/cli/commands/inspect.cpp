@@ -10,7 +10,7 @@
 namespace lcomp::cli {
 namespace {
 
-struct Arguments {
+struct InspectArguments {
   std::string path;
   bool deep = false;
 };
@@ -63,7 +63,7 @@ Json json_of(const pipeline::Inspection& found) {
 }  // namespace
 
 Command inspect_command() {
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<InspectArguments>();
   Command command;
   command.name = "inspect";
   command.summary = "Check a model directory or safetensors file and describe it";

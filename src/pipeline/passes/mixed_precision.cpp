@@ -84,6 +84,7 @@ std::vector<Item> items_of(const std::vector<OperatorPlan>& operators, const Ope
     if (settings[i]) items[{operators[i].block, operators[i].group}].operators.push_back(i);
   }
   std::vector<Item> out;
+  out.reserve(items.size());
   for (auto& [place, item] : items) out.push_back(std::move(item));
   return out;
 }

@@ -40,7 +40,7 @@ std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options);
 
 /// Weights by RTN or GPTQ, and the inputs of the operators quantized as well. Reads the parts QuantScheme,
 /// ActivationScheme, SolverOptions, GptqOptions and GptqOrderOptions of the settings.
-std::unique_ptr<Pass> quantized_input_pass(std::string method, const PassOptions& options);
+std::unique_ptr<Pass> quantized_input_pass(const std::string& method, const PassOptions& options);
 /// The same around a pass that leaves QuantizedWeights behind, for other methods' chains. Reads the part
 /// ActivationScheme.
 std::unique_ptr<Pass> quantized_input_pass(std::unique_ptr<Pass> weights, const PassOptions& options);

@@ -67,7 +67,7 @@ class QuantizedInputPass final : public Pass {
 using Int8PassOptions = PassOptionsOf<quant::QuantScheme, quant::ActivationScheme, SolverOptions,
                                       quant::GptqOptions, GptqOrderOptions>;
 
-std::unique_ptr<PassOptions> default_options() {
+std::unique_ptr<PassOptions> int8_options() {
   auto options = std::make_unique<Int8PassOptions>();
   options->get<quant::QuantScheme>().bits = 8;
   options->get<quant::QuantScheme>().granularity = quant::Granularity::kChannel;
@@ -80,7 +80,7 @@ std::unique_ptr<Pass> quantized_input_pass(std::unique_ptr<Pass> weights, const 
   return std::make_unique<QuantizedInputPass>(std::move(weights), options.part<quant::ActivationScheme>());
 }
 
-std::unique_ptr<Pass> quantized_input_pass(std::string method, const PassOptions& options) {
+std::unique_ptr<Pass> quantized_input_pass(const std::string& method, const PassOptions& options) {
   const bool gptq = options.part<SolverOptions>().solver == Solver::kGptq;
   return quantized_input_pass(gptq ? gptq_pass(method, options) : rtn_pass(method), options);
 }
@@ -111,7 +111,7 @@ MethodInfo int8_method() {
   MethodInfo info;
   info.name = "int8";
   info.summary = "weights and activations as integers, 8 bits by default; products of integers";
-  info.default_options = default_options;
+  info.default_options = int8_options;
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     return plan_quantized_input(options, "int8", op);
   };

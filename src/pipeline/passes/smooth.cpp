@@ -84,7 +84,7 @@ class SmoothPass final : public Pass {
   bool searches_;
 };
 
-std::unique_ptr<PassOptions> default_options() {
+std::unique_ptr<PassOptions> smooth_options() {
   auto options = std::make_unique<SmoothPassOptions>();
   options->get<quant::QuantScheme>().bits = 8;
   options->get<quant::QuantScheme>().granularity = quant::Granularity::kChannel;
@@ -100,7 +100,7 @@ MethodInfo smoothquant_method() {
       "the range of outlier channels moved from activations into weights (Xiao et al. 2023); a pass behind "
       "it quantizes";
   info.needs_calibration = true;
-  info.default_options = default_options;
+  info.default_options = smooth_options;
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     options.part<quant::QuantScheme>().validate({op.out_features, op.in_features}, "smoothquant", op.name);
     options.part<quant::ActivationScheme>().validate("smoothquant");

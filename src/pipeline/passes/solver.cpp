@@ -64,7 +64,7 @@ PlannedWeight plan_solved(const PassOptions& options, const char* method, const 
         "range hessian needs the solver gptq; rtn has no statistics of the scaled inputs (clip "
         "searches ranges by the same error)");
   }
-  const PlannedWeight planned = plan_scheme(scheme, method, op);
+  PlannedWeight planned = plan_scheme(scheme, method, op);
   if (options.part<TransformSolverOptions>().solver != TransformSolver::kNone) return planned;
   return plan_scaled(op);
 }

@@ -4,20 +4,13 @@
 #include <thread>
 
 #include "lcomp/core/error.h"
+#include "lcomp/io/files.h"
 #include "support/child_process.h"
 #include "support/test_data.h"
 
 using namespace lcomp;
 using namespace lcomp::io;
 using Catch::Contains;
-
-namespace {
-
-bool is_there(const std::filesystem::path& path) {
-  return std::filesystem::exists(path);
-}
-
-}  // namespace
 
 TEST_CASE("nothing stands under the output's name until publish, and then all of it", "[io][work_dir]") {
   const test::TempDir dir;
