@@ -22,7 +22,7 @@ constexpr int64_t kMostGroups = 256;
 /// Relative to the mean diagonal of the normal equations: groups that hardly count stay solvable.
 constexpr double kRidge = 1e-9;
 
-constexpr int kBlasRows = static_cast<int>(kPanelRows);
+constexpr int kRows = static_cast<int>(kPanelRows);
 
 }  // namespace
 
@@ -91,9 +91,8 @@ void PanelRefiner::load(const at::Tensor& target, const at::Tensor& codes, const
 void PanelRefiner::product_with_rows(const Block& block) {
   const int64_t count = block.last - block.first;
   moment_.rows(block.first, count, rows_.data());
-  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kBlasRows, static_cast<int>(count),
-              static_cast<int>(n_), 1.0, error_.data(), kBlasRows, rows_.data(), static_cast<int>(n_), 0.0,
-              slope_.data(), kBlasRows);
+  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kRows, static_cast<int>(count), static_cast<int>(n_),
+              1.0, error_.data(), kRows, rows_.data(), static_cast<int>(n_), 0.0, slope_.data(), kRows);
 }
 
 /// The loss of what is there: D A D^T, row by row.
@@ -156,10 +155,10 @@ void PanelRefiner::normal_equations() {
         }
       }
       // c_g A of the columns from this group on.
-      cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kBlasRows, static_cast<int>(rest),
-                  static_cast<int>(block.last - block.first), 1.0, at(levels_, block.first), kBlasRows,
+      cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kRows, static_cast<int>(rest),
+                  static_cast<int>(block.last - block.first), 1.0, at(levels_, block.first), kRows,
                   rows_.data() + begin, static_cast<int>(n_), first == begin ? 0.0 : 1.0, product_.data(),
-                  kBlasRows);
+                  kRows);
     }
     for (int64_t j = begin; j < n_; ++j) {
       double* element = at(normal_, g * groups_ + group_of(j));
@@ -245,10 +244,10 @@ void PanelRefiner::visit_group(const Block& block, const Block& group, bool scal
 void PanelRefiner::apply_moves(const std::vector<double>& moves, const Block& block, int64_t from, int64_t to,
                                int64_t end) {
   if (from >= to || to >= end) return;
-  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kBlasRows, static_cast<int>(end - to),
-              static_cast<int>(to - from), -1.0, moves.data() + (from - block.first) * kPanelRows, kBlasRows,
+  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kRows, static_cast<int>(end - to),
+              static_cast<int>(to - from), -1.0, moves.data() + (from - block.first) * kPanelRows, kRows,
               rows_.data() + (from - block.first) * n_ + to, static_cast<int>(n_), 1.0,
-              at(slope_, to - block.first), kBlasRows);
+              at(slope_, to - block.first), kRows);
 }
 
 /// The best scale of the group for its codes, all else fixed.
@@ -259,9 +258,9 @@ void PanelRefiner::refit_group(const Block& block, const Block& group) {
   double* levels = at(levels_, group.first);
   for (int64_t i = 0; i < count * kPanelRows; ++i)
     levels[i] = at(value_, group.first)[i] / scale[i % kPanelRows];
-  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kBlasRows, columns, columns, 1.0, levels, kBlasRows,
+  cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, kRows, columns, columns, 1.0, levels, kRows,
               rows_.data() + (group.first - block.first) * n_ + group.first, static_cast<int>(n_), 0.0,
-              product_.data(), kBlasRows);
+              product_.data(), kRows);
   double along[kPanelRows] = {}, curvature[kPanelRows] = {}, step[kPanelRows] = {};
   double* slope = at(slope_, group.first - block.first);
   for (int64_t j = 0; j < count; ++j) {

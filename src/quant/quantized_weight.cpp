@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
 #include "lcomp/quant/nf4_storage.h"
@@ -55,7 +56,7 @@ at::Tensor stored_codes(const PackedTensors& tensors, const QuantScheme& scheme,
   const int bits = static_cast<int>(scheme.bits);
   if (!tensors.packed.defined())
     throw CorruptFile(where, "a packed weight must have its codes; the tensor is missing");
-  const int64_t dense = packed_words(in, bits), per_word = 32 / bits, padded = (in + per_word - 1) / per_word;
+  const int64_t dense = packed_words(in, bits), per_word = 32 / bits, padded = ceil_div(in, per_word);
   const at::Tensor& packed = tensors.packed;
   const bool fits = packed.dim() == 2 && packed.scalar_type() == at::kInt && packed.size(0) == out &&
                     (packed.size(1) == dense || packed.size(1) == padded);
@@ -97,8 +98,7 @@ at::Tensor stored_zero(const PackedTensors& tensors, const QuantScheme& scheme, 
   if (stored.scalar_type() == at::kChar && stored.numel() == rows * groups) {
     zero = stored.reshape({rows, groups});
   } else {
-    const int64_t words = packed_words(rows, bits), per_word = 32 / bits,
-                  padded = (rows + per_word - 1) / per_word;
+    const int64_t words = packed_words(rows, bits), per_word = 32 / bits, padded = ceil_div(rows, per_word);
     const bool fits = stored.dim() == 2 && stored.scalar_type() == at::kInt && stored.size(1) == groups &&
                       (stored.size(0) == words || stored.size(0) == padded);
     require_stored(fits, where,
