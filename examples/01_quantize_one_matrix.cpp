@@ -1,6 +1,7 @@
 // Quantizes one matrix, without a model, a job or a pipeline: to 4 bits in groups of 64, once by rounding to
 // nearest and once with GPTQ, which knows what inputs the matrix will meet. Prints what each loses, stores
-// the better one as compressed-tensors does, and reads it back.
+// the better one as compressed-tensors does, and reads it back. Link with lcomp::lcomp for the files; the
+// quantization by itself needs lcomp::math only.
 
 #include <ATen/ATen.h>
 

@@ -9,7 +9,7 @@
 
 #include "lcomp/lcomp.h"
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   const std::string data = argc > 1 ? argv[1] : "examples";
   const std::filesystem::path output = "quantized";
   std::filesystem::remove_all(output);
@@ -39,4 +39,7 @@ int main(int argc, char** argv) {
     std::printf("%-10s perplexity %.3f\n", row.model.c_str(), row.perplexity.value_or(0));
   }
   return report.verification->passed ? 0 : 1;
+} catch (const lcomp::Error& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
 }

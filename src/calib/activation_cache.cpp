@@ -7,6 +7,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
@@ -32,6 +33,9 @@ struct ActivationCache::State {
 };
 
 namespace {
+
+/// Beyond any machine.
+constexpr uint64_t kMostBytes = uint64_t{1} << 56;
 
 [[noreturn]] void fail(const std::filesystem::path& file, const char* what) {
   throw ResourceError(file.string(), fmt::format("{} must succeed; {}", what, std::strerror(errno)));
@@ -69,6 +73,7 @@ void read_all(int descriptor, void* data, size_t bytes, off_t offset, const std:
 ActivationCache::ActivationCache(std::vector<int64_t> lengths, int64_t width, Storage storage,
                                  const std::filesystem::path& file)
     : state_(std::make_unique<State>()) {
+  bytes_needed(lengths, width);  // refuses sizes that overflow below
   state_->width = width;
   state_->storage = storage;
   state_->file = file;
@@ -143,7 +148,15 @@ void ActivationCache::store(int64_t sample, const at::Tensor& values) {
 uint64_t ActivationCache::bytes_needed(const std::vector<int64_t>& lengths, int64_t width) {
   uint64_t rows = 0;
   for (const int64_t length : lengths) rows += static_cast<uint64_t>(length);
-  return rows * static_cast<uint64_t>(width) * sizeof(float);
+  const auto row_bytes = checked_mul(static_cast<uint64_t>(width), sizeof(float));
+  const auto bytes = row_bytes ? checked_mul(rows, *row_bytes) : std::nullopt;
+  if (!bytes || *bytes > kMostBytes) {
+    throw ResourceError(
+        "ActivationCache",
+        fmt::format("the values of {} tokens, {} each, must take at most {} bytes; they take more", rows,
+                    width, kMostBytes));
+  }
+  return *bytes;
 }
 
 std::string ActivationCache::write_to(const std::filesystem::path& file, int64_t columns) const {

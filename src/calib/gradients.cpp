@@ -258,8 +258,7 @@ double GradientSweep::cpu_seconds() const {
 
 uint64_t GradientSweep::cache_bytes(const model::Architecture& architecture,
                                     const std::vector<int64_t>& lengths) {
-  return static_cast<uint64_t>(architecture.layers + 1) *
-         ActivationCache::bytes_needed(lengths, architecture.hidden_size);
+  return ActivationCache::bytes_needed(lengths, (architecture.layers + 1) * architecture.hidden_size);
 }
 
 double GradientSweep::planned_flops(const model::Architecture& architecture,
@@ -283,7 +282,7 @@ uint64_t GradientSweep::working_bytes(const model::Architecture& a, int64_t leng
   const double backward = 2.0 * weights + threads * (weights + kept);
   const double head = 4.0 * static_cast<double>(std::max(options.head_tokens, length)) * hidden +
                       2048.0 * (4.0 * hidden + 256.0);
-  return static_cast<uint64_t>(4.0 * std::max(backward, head));
+  return static_cast<uint64_t>(std::min(4.0 * std::max(backward, head), 0x1p56));  // beyond any machine
 }
 
 ModelGradients model_gradients(const model::Model& model, const std::vector<std::vector<int64_t>>& sequences,

@@ -1,6 +1,9 @@
 #include "lcomp/calib/token_samples.h"
 
-#include <numeric>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
 
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
@@ -62,6 +65,54 @@ void cut(const Ids& stream, const std::vector<int64_t>& lengths, TokenSamples& o
   if (out.sequences.empty() && !stream.empty()) out.sequences.push_back(stream);
 }
 
+/// The windows still wanted: how many of each length, longest first.
+using WindowCounts = std::map<int64_t, int64_t, std::greater<>>;
+
+/// Takes the longest window of at most `tokens` tokens off the list; nothing when all are longer.
+std::optional<int64_t> take_window(WindowCounts& wanted, size_t tokens) {
+  const auto found = wanted.lower_bound(static_cast<int64_t>(tokens));
+  if (found == wanted.end()) return std::nullopt;
+  const int64_t length = found->first;
+  if (--found->second == 0) wanted.erase(found);
+  return length;
+}
+
+/// Joins the documents end to end and cuts what results.
+void pack_documents(const std::vector<Ids>& documents, const std::vector<int64_t>& lengths, int64_t full,
+                    TokenSamples& out) {
+  Ids stream;
+  for (const Ids& document : documents) {
+    out.short_packed += documents.size() > 1 && static_cast<int64_t>(document.size()) < full ? 1 : 0;
+    stream.insert(stream.end(), document.begin(), document.end());
+  }
+  cut(stream, lengths, out);
+}
+
+/// Takes as many windows off the front of each document as it holds, each the longest wanted that fits.
+void fit_documents(const std::vector<Ids>& documents, const std::vector<int64_t>& lengths,
+                   ShortSamples policy, const std::string& where, TokenSamples& out) {
+  WindowCounts wanted;
+  for (const int64_t length : lengths) ++wanted[length];
+  for (size_t d = 0; d < documents.size() && !wanted.empty(); ++d) {
+    const int64_t shortest = wanted.rbegin()->first;
+    if (static_cast<int64_t>(documents[d].size()) < shortest) {
+      if (policy == ShortSamples::kError) {
+        throw ConfigError(
+            where, fmt::format("document {} must have at least {} tokens (short = \"error\"); it has {}",
+                               d + 1, shortest, documents[d].size()));
+      }
+      ++out.short_dropped;
+      continue;
+    }
+    std::span<const int64_t> rest = documents[d];
+    while (const auto length = take_window(wanted, rest.size())) {
+      const auto window = rest.first(static_cast<size_t>(*length));
+      out.sequences.emplace_back(window.begin(), window.end());
+      rest = rest.subspan(window.size());
+    }
+  }
+}
+
 }  // namespace
 
 int64_t TokenSamples::tokens() const {
@@ -101,33 +152,9 @@ TokenSamples make_samples(const std::vector<Ids>& documents, const SampleOptions
   TokenSamples out;
   out.documents = static_cast<int64_t>(documents.size());
   if (options.short_samples == ShortSamples::kPack) {
-    Ids stream;
-    for (const Ids& document : documents) {
-      out.short_packed +=
-          documents.size() > 1 && static_cast<int64_t>(document.size()) < options.length ? 1 : 0;
-      stream.insert(stream.end(), document.begin(), document.end());
-    }
-    cut(stream, lengths, out);
+    pack_documents(documents, lengths, options.length, out);
   } else {
-    size_t next = 0;
-    for (size_t d = 0; d < documents.size() && next < lengths.size(); ++d) {
-      if (static_cast<int64_t>(documents[d].size()) < lengths[next]) {
-        if (options.short_samples == ShortSamples::kError) {
-          throw ConfigError(
-              where, fmt::format("document {} must have at least {} tokens (short = \"error\"); it has {}",
-                                 d + 1, lengths[next], documents[d].size()));
-        }
-        ++out.short_dropped;
-        continue;
-      }
-      // A document serves as many windows as it holds.
-      size_t position = 0;
-      while (next < lengths.size() && position + static_cast<size_t>(lengths[next]) <= documents[d].size()) {
-        const auto from = documents[d].begin() + static_cast<std::ptrdiff_t>(position);
-        out.sequences.emplace_back(from, from + lengths[next]);
-        position += static_cast<size_t>(lengths[next++]);
-      }
-    }
+    fit_documents(documents, lengths, options.short_samples, where, out);
   }
   if (out.sequences.empty()) {
     throw ConfigError(where, fmt::format("the calibration text must give at least one sequence; it has {} "
@@ -142,8 +169,10 @@ TokenSamples make_samples(const std::vector<Ids>& documents, const SampleOptions
 }
 
 TokenSamples read_samples(const std::filesystem::path& file, const io::Tokenizer& tokenizer,
-                          const SampleOptions& options) {
+                          const SampleOptions& options) try {
   const std::string text = io::read_file(file);
+  if (text.empty())
+    throw CorruptFile(file.string(), "the calibration text must hold text; the file is empty");
   const std::string extension = file.extension().string();
   std::vector<Ids> documents;
   if (extension == ".json") {
@@ -151,11 +180,14 @@ TokenSamples read_samples(const std::filesystem::path& file, const io::Tokenizer
   } else if (extension == ".jsonl") {
     documents = read_jsonl_documents(text, file.string(), tokenizer, options.jsonl_field);
   } else {
+    io::require_utf8(text, file.string());
     documents = {tokenizer.encode(io::with_unix_line_ends(text))};
   }
   TokenSamples out = make_samples(documents, options, file.string());
   out.text_hash = io::hash_of(text);
   return out;
+} catch (const ConfigError& error) {  // of what the file holds, not of the job
+  throw CorruptFile(error);
 }
 
 }  // namespace lcomp::calib

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,9 +15,9 @@ using Json = nlohmann::ordered_json;
 
 /// What every command takes.
 struct CommonOptions {
-  bool json = false;   ///< one JSON document on standard output, nothing else there
-  bool quiet = false;  ///< no progress and no notes; warnings and errors stay
-  int threads = 0;     ///< 0: one per processor
+  bool json = false;           ///< one JSON document on standard output, nothing else there
+  bool quiet = false;          ///< no progress and no notes; warnings and errors stay
+  std::optional<int> threads;  ///< 0: one per processor; absent: as the job says, else as for 0
 };
 
 /// What a command has to say: the same facts for people and for programs.

@@ -1,10 +1,13 @@
 #include "cli/failure.h"
 
 #include <c10/util/Exception.h>
+#include <fmt/format.h>
 
+#include <filesystem>
 #include <new>
 #include <sstream>
 
+#include "io/descriptor.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp::cli {
@@ -41,6 +44,16 @@ Failure classify(ErrorKind kind) {
   return {kBug, "internal", {}};
 }
 
+/// The standard library's own failures at paths: of an input that is not there or closed to this user, or of
+/// the machine.
+Failure failure_at_path(const std::filesystem::filesystem_error& error) {
+  Failure failure = io::is_bad_input(error.code().value()) ? classify(ErrorKind::kCorruptFile)
+                                                           : classify(ErrorKind::kResource);
+  failure.messages = {
+      fmt::format("[{}] the path must be usable; {}", error.path1().string(), error.code().message())};
+  return failure;
+}
+
 }  // namespace
 
 Failure failure_of(const std::exception& error) {
@@ -49,6 +62,8 @@ Failure failure_of(const std::exception& error) {
     failure.messages = lines_of(ours->what());
     return failure;
   }
+  if (const auto* at_path = dynamic_cast<const std::filesystem::filesystem_error*>(&error))
+    return failure_at_path(*at_path);
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
     return {kResources,
             "resource",

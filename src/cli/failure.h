@@ -11,9 +11,9 @@ enum ExitCode : int {
   kDone = 0,
   kBug = 1,           ///< an internal error
   kBadUsage = 2,      ///< the command line or the job
-  kBadInput = 3,      ///< an input file that is corrupt or not supported
+  kBadInput = 3,      ///< an input file that is absent, unreadable, corrupt or not supported
   kNumerical = 4,     ///< numerical trouble in strict mode
-  kResources = 5,     ///< out of the memory budget, or of disk space
+  kResources = 5,     ///< out of the memory budget, memory, threads or disk space; failing system calls
   kInterrupted = 130  ///< stopped on request; the same command continues
 };
 

@@ -1,6 +1,7 @@
 #include "lcomp/core/threads.h"
 
 #include <cblas.h>
+#include <fmt/format.h>
 #include <omp.h>
 #include <sched.h>
 
@@ -8,8 +9,11 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "lcomp/core/error.h"
 
 namespace lcomp {
 namespace {
@@ -47,6 +51,10 @@ struct Loop {
 
 }  // namespace
 
+int thread_count(int threads) {
+  return threads > 0 ? threads : available_processors();
+}
+
 struct ThreadPool::State {
   std::mutex mutex;
   std::condition_variable work_ready;
@@ -56,7 +64,22 @@ struct ThreadPool::State {
   int busy = 0;
   bool stopping = false;
   std::vector<std::thread> workers;
-  int openblas_threads_before = 1;
+  int openblas_threads_before = openblas_get_num_threads();
+
+  State() { openblas_set_num_threads(1); }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    work_ready.notify_all();
+    for (std::thread& worker : workers) worker.join();
+    openblas_set_num_threads(openblas_threads_before);
+  }
+
+  void start(int threads);
 
   void worker_main(int worker) {
     omp_set_num_threads(1);
@@ -75,22 +98,20 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
-  if (threads <= 0) threads = available_processors();
-  state_->openblas_threads_before = openblas_get_num_threads();
-  openblas_set_num_threads(1);
-  for (int w = 1; w < threads; ++w) state_->workers.emplace_back([this, w] { state_->worker_main(w); });
+void ThreadPool::State::start(int threads) {
+  try {
+    for (int w = 1; w < threads; ++w) workers.emplace_back([this, w] { worker_main(w); });
+  } catch (const std::system_error& error) {
+    throw ResourceError("ThreadPool", fmt::format("all of {} threads must start; the system started {} ({})",
+                                                  threads, workers.size(), error.code().message()));
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->stopping = true;
-  }
-  state_->work_ready.notify_all();
-  for (std::thread& worker : state_->workers) worker.join();
-  openblas_set_num_threads(state_->openblas_threads_before);
+ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+  state_->start(thread_count(threads));
 }
+
+ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::size() const {
   return static_cast<int>(state_->workers.size()) + 1;

@@ -194,6 +194,12 @@ Evaluation summarize(const std::vector<TokenSums>& sums, bool with_reference) {
     divergence += token.reference.divergence(token.model);
     agreements += token.reference.own.best == token.model.best ? 1 : 0;
   }
+  if (!std::isfinite(loss) || !std::isfinite(reference_loss) || !std::isfinite(divergence)) {
+    throw NumericalError("evaluate",
+                         fmt::format("the loss must be finite; the sums over {} tokens are {} (model), {} "
+                                     "(reference) and {} (divergence)",
+                                     sums.size(), loss, reference_loss, divergence));
+  }
   const auto count = static_cast<double>(sums.size());
   out.tokens = static_cast<int64_t>(sums.size());
   out.perplexity = std::exp(loss / count);
@@ -235,13 +241,16 @@ EvaluationText make_evaluation_text(const std::vector<int64_t>& ids, const Windo
 }
 
 EvaluationText read_evaluation_text(const std::filesystem::path& text, const io::Tokenizer& tokenizer,
-                                    const WindowOptions& options) {
+                                    const WindowOptions& options) try {
   const std::string content = io::read_file(text);
+  io::require_utf8(content, text.string());
   EvaluationText out =
       make_evaluation_text(tokenizer.encode(io::with_unix_line_ends(content)), options, text.string());
   out.text_hash = io::hash_of(content);
   out.tokenizer_hash = tokenizer.hash();
   return out;
+} catch (const ConfigError& error) {  // of what the file holds, not of the job
+  throw CorruptFile(error);
 }
 
 Evaluation evaluate(const Model& model, const Model* reference, const EvaluationText& text,

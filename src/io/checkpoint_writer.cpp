@@ -163,11 +163,4 @@ std::vector<FileRecord> CheckpointWriter::finish(const std::filesystem::path& ou
   return files;
 }
 
-void CheckpointWriter::remove_parts() {
-  std::error_code error;
-  std::filesystem::remove_all(work_dir_ / kPartsFolder, error);
-  if (error)
-    throw ResourceError((work_dir_ / kPartsFolder).string(), "the parts must be removed; " + error.message());
-}
-
 }  // namespace lcomp::io

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -14,19 +15,43 @@ namespace {
 /// Linux moves at most 2^31 - 4096 bytes in one call; smaller requests keep signals from being delayed.
 constexpr size_t kMostPerCall = size_t{1} << 28;
 
-}  // namespace
-
-void throw_system_error(const std::filesystem::path& path, const std::string& must_be) {
-  const int code = errno;
-  throw ResourceError(path.string(), fmt::format("the file must be {}; {}", must_be, std::strerror(code)));
+std::string system_failure(const std::string& must_be, int code) {
+  return fmt::format("the file must be {}; {}", must_be, std::strerror(code));
 }
 
-Descriptor open_file(const std::filesystem::path& path, int flags, int mode) {
+/// open(2), again when a signal interrupts it; negative when it fails.
+int try_open(const std::filesystem::path& path, int flags, int mode) {
   int fd = -1;
   do {
     fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);
   } while (fd < 0 && errno == EINTR);
+  return fd;
+}
+
+}  // namespace
+
+void throw_system_error(const std::filesystem::path& path, const std::string& must_be) {
+  const int code = errno;
+  throw ResourceError(path.string(), system_failure(must_be, code));
+}
+
+Descriptor open_file(const std::filesystem::path& path, int flags, int mode) {
+  const int fd = try_open(path, flags, mode);
   if (fd < 0) throw_system_error(path, (flags & O_CREAT) != 0 ? "created" : "opened");
+  return Descriptor(fd);
+}
+
+bool is_bad_input(int code) {
+  constexpr std::array kCodes = {ENOENT, ENOTDIR, EISDIR, EACCES, EPERM, ELOOP, ENAMETOOLONG, ENXIO};
+  return std::find(kCodes.begin(), kCodes.end(), code) != kCodes.end();
+}
+
+Descriptor open_input(const std::filesystem::path& path) {
+  // Without O_NONBLOCK a pipe would wait for a writer before it could be refused.
+  const int fd = try_open(path, O_RDONLY | O_NONBLOCK, 0);
+  const int code = errno;
+  if (fd < 0 && is_bad_input(code)) throw CorruptFile(path.string(), system_failure("opened", code));
+  if (fd < 0) throw_system_error(path, "opened");
   return Descriptor(fd);
 }
 
@@ -34,7 +59,7 @@ uint64_t file_size(const Descriptor& file, const std::filesystem::path& path) {
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) throw_system_error(path, "examined");
   if (!S_ISREG(status.st_mode))
-    throw ResourceError(path.string(), "the file must be a regular file; it is a directory or a device");
+    throw CorruptFile(path.string(), "the file must be a regular file; it is a directory or a device");
   return static_cast<uint64_t>(status.st_size);
 }
 

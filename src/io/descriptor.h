@@ -9,8 +9,9 @@
 #include <string>
 #include <utility>
 
-/// Thin checked layer over POSIX file descriptors. Every failure is a `ResourceError` that reads
-/// `[path] the file must be <done>; <the system's words>`.
+/// Thin checked layer over POSIX file descriptors. Every failure reads `[path] the file must be <done>; <the
+/// system's words>`: a `CorruptFile` where an input is not there or no file to read, a `ResourceError`
+/// elsewhere.
 namespace lcomp::io {
 
 /// Owns a file descriptor.
@@ -45,7 +46,14 @@ class Descriptor {
 /// open(2) with O_CLOEXEC.
 Descriptor open_file(const std::filesystem::path& path, int flags, int mode = 0644);
 
-/// Size of a regular file; anything else that can be opened (directory, pipe, device) is an error.
+/// Whether the system's `code` says that a path gives nothing to read: nothing has this name, something on
+/// the way is no directory, or this user may not read it. What is left are failures of the machine.
+bool is_bad_input(int code);
+
+/// Opens a file that somebody else made, for reading. What `is_bad_input` is `CorruptFile`.
+Descriptor open_input(const std::filesystem::path& path);
+
+/// Size of a regular file; anything else that can be opened (directory, pipe, device) is `CorruptFile`.
 uint64_t file_size(const Descriptor& file, const std::filesystem::path& path);
 
 /// Writes all of `bytes`, however often the system has to be asked.

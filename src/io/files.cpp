@@ -27,7 +27,7 @@ bool is_there(const std::filesystem::path& path) {
 }
 
 std::string read_file(const std::filesystem::path& path) {
-  const Descriptor file = open_file(path, O_RDONLY);
+  const Descriptor file = open_input(path);
   std::string content(file_size(file, path), '\0');
   read_all(file, path, 0, std::as_writable_bytes(std::span(content)));
   return content;
@@ -35,7 +35,7 @@ std::string read_file(const std::filesystem::path& path) {
 
 FileRecord record_of(const std::filesystem::path& dir, const std::string& name) {
   const std::filesystem::path path = dir / name;
-  const uint64_t bytes = file_size(open_file(path, O_RDONLY), path);
+  const uint64_t bytes = file_size(open_input(path), path);
   return {.name = name, .bytes = bytes, .hash = hash_of_file(path)};
 }
 
@@ -46,7 +46,7 @@ FileRecord write_file_atomic(const std::filesystem::path& path, std::string_view
 }
 
 FileRecord copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to) {
-  const Descriptor source = open_file(from, O_RDONLY);
+  const Descriptor source = open_input(from);
   const uint64_t size = file_size(source, from);
   AtomicFile target(to);
   std::vector<std::byte> buffer(std::min<uint64_t>(size, kCopyBytes));
@@ -101,7 +101,11 @@ std::vector<std::filesystem::path> list_directory(const std::filesystem::path& d
   std::vector<std::filesystem::path> entries;
   for (std::filesystem::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
     entries.push_back(it->path());
-  if (error) throw ResourceError(dir.string(), "the directory must be listed; " + error.message());
+  if (error) {
+    const std::string message = "the directory must be listed; " + error.message();
+    if (is_bad_input(error.value())) throw CorruptFile(dir.string(), message);
+    throw ResourceError(dir.string(), message);
+  }
   std::sort(entries.begin(), entries.end());
   return entries;
 }
@@ -126,6 +130,14 @@ uint64_t available_bytes(const std::filesystem::path& dir) {
   struct statvfs status {};
   if (::statvfs(dir.c_str(), &status) != 0) throw_system_error(dir, "on a file system that can be examined");
   return static_cast<uint64_t>(status.f_bavail) * status.f_frsize;
+}
+
+uint64_t bytes_of_files(const std::filesystem::path& dir) {
+  uint64_t bytes = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir)) {
+    if (entry.is_regular_file()) bytes += entry.file_size();
+  }
+  return bytes;
 }
 
 void require_free_space(const std::filesystem::path& dir, uint64_t needed) {

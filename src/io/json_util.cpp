@@ -2,8 +2,6 @@
 
 #include <unordered_set>
 
-#include "lcomp/io/files.h"
-
 namespace lcomp::io {
 namespace {
 
@@ -281,14 +279,6 @@ OrderedJson parse_ordered_json(std::string_view text, const std::string& where, 
   return parse<OrderedJson>(text, where, rules);
 }
 
-Json read_json(const std::filesystem::path& path, const JsonRules& rules) {
-  return parse_json(read_file(path), path.string(), rules);
-}
-
-OrderedJson read_ordered_json(const std::filesystem::path& path, const JsonRules& rules) {
-  return parse_ordered_json(read_file(path), path.string(), rules);
-}
-
 template <class J>
 void BasicJsonView<J>::fail(const std::string& message) const {
   throw_json_error(error_, pointer_.empty() ? where_ : where_ + ": " + pointer_, message);
@@ -396,12 +386,6 @@ template <class J>
 bool BasicJsonView<J>::boolean_or(const std::string& key, bool fallback) const {
   const auto found = find(key);
   return found ? found->boolean() : fallback;
-}
-
-template <class J>
-double BasicJsonView<J>::number_or(const std::string& key, double fallback) const {
-  const auto found = find(key);
-  return found ? found->number() : fallback;
 }
 
 template <class J>

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -31,10 +30,6 @@ struct JsonRules {
 /// the source in errors; they carry the line and the column (in characters, both counted from 1).
 Json parse_json(std::string_view text, const std::string& where, const JsonRules& rules = {});
 OrderedJson parse_ordered_json(std::string_view text, const std::string& where, const JsonRules& rules = {});
-
-/// The same for a file. Throws `ResourceError` when it cannot be read.
-Json read_json(const std::filesystem::path& path, const JsonRules& rules = {});
-OrderedJson read_ordered_json(const std::filesystem::path& path, const JsonRules& rules = {});
 
 /// `text` in double quotes with JSON escapes, always valid UTF-8: how names from files appear in messages.
 std::string quote_name(std::string_view text);
@@ -82,7 +77,6 @@ class BasicJsonView {
   /// `find(key)` and its getter, or `fallback` when the member is absent or null.
   std::string text_or(const std::string& key, std::string fallback) const;
   bool boolean_or(const std::string& key, bool fallback) const;
-  double number_or(const std::string& key, double fallback) const;
   int64_t integer_or(const std::string& key, int64_t fallback) const;
 
   /// Throws `[where: pointer] message`.

@@ -49,7 +49,7 @@ class MemoryMap {
 struct SafetensorsFile::State {
   explicit State(const std::filesystem::path& file_path)
       : path(file_path),
-        file(open_file(path, O_RDONLY)),
+        file(open_input(path)),
         size(file_size(file, path)),
         header(read_header()),
         map(file, path, size) {

@@ -1,5 +1,8 @@
 #include "lcomp/io/text.h"
 
+#include "io/json_util.h"
+#include "lcomp/core/error.h"
+
 namespace lcomp::io {
 
 std::string with_unix_line_ends(std::string_view text) {
@@ -14,6 +17,13 @@ std::string with_unix_line_ends(std::string_view text) {
     if (i + 1 < text.size() && text[i + 1] == '\n') ++i;
   }
   return out;
+}
+
+void require_utf8(std::string_view text, const std::string& file) {
+  const auto bad = find_invalid_utf8(text);
+  if (!bad) return;
+  throw CorruptFile(file, fmt::format("the text must be valid UTF-8; byte {} (0x{:02X}) is not", *bad,
+                                      static_cast<unsigned char>(text[*bad])));
 }
 
 }  // namespace lcomp::io

@@ -1,5 +1,7 @@
 #include "lcomp/model/architecture.h"
 
+#include <fmt/format.h>
+
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
 #include "model/families/family.h"
@@ -82,6 +84,12 @@ double Architecture::attention_flops(int64_t length) const {
     sum += 4.0 * pairs * static_cast<double>(heads * head_dim);
   }
   return sum;
+}
+
+std::string beyond_positions(const Architecture& architecture, int64_t length) {
+  if (architecture.max_positions <= 0 || length <= architecture.max_positions) return "";
+  return fmt::format("sequences of {} tokens go beyond the model's max_position_embeddings = {}", length,
+                     architecture.max_positions);
 }
 
 }  // namespace lcomp::model

@@ -27,6 +27,7 @@ class ConfigView {
   std::optional<std::vector<std::string>> strings(const std::string& field) const;
   std::optional<std::vector<double>> numbers(const std::string& field) const;
   std::optional<ConfigView> object(const std::string& field) const;
+  bool equals(const ConfigView& other) const { return object_.value() == other.object_.value(); }
 
   /// A required integer of at least 1.
   int64_t positive(const std::string& field) const;

@@ -1,6 +1,7 @@
 #include "lcomp/model/model.h"
 
 #include <cstring>
+#include <map>
 #include <set>
 
 #include "io/json_util.h"
@@ -26,13 +27,19 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
-/// Position of the first NaN or infinity as "[row, column]", or "" when all values are finite.
-std::string first_non_finite(const at::Tensor& tensor) {
-  const at::Tensor bad = at::isfinite(tensor).logical_not_();
-  if (!bad.any().item<bool>()) return "";
+/// Throws CorruptFile with the position when a value of the tensor is NaN or infinite. `first_row`: that of
+/// `values` in the tensor.
+void require_finite(const at::Tensor& values, const std::string& name, const std::string& file,
+                    int64_t first_row = 0) {
+  if (!values.is_floating_point()) return;
+  const at::Tensor bad = at::isfinite(values).logical_not_();
+  if (!bad.any().item<bool>()) return;
   const at::Tensor where = at::nonzero(bad)[0].contiguous();
   std::vector<int64_t> index(where.data_ptr<int64_t>(), where.data_ptr<int64_t>() + where.numel());
-  return shape_text(index);
+  if (!index.empty()) index[0] += first_row;
+  throw CorruptFile(
+      file, fmt::format("the tensor '{}' must hold finite values; the one at {} is NaN or infinite", name,
+                        shape_text(index)));
 }
 
 }  // namespace
@@ -52,7 +59,11 @@ Model Model::open(const std::filesystem::path& directory) {
 Model::Model(std::string config_json, io::CheckpointPtr checkpoint, std::string where)
     : config_json_(std::move(config_json)), checkpoint_(std::move(checkpoint)), where_(std::move(where)) {
   const std::string config_name = where_ + "/config.json";
-  architecture_ = read_architecture(config_json_, config_name);
+  try {
+    architecture_ = read_architecture(config_json_, config_name);
+  } catch (const ConfigError& error) {  // of the model's file, not of the job
+    throw CorruptFile(error);
+  }
   quantization_ = QuantizationConfig::read(config_json_, config_name);
   warnings_ = checkpoint_->warnings();
   check_all();
@@ -127,19 +138,49 @@ void Model::check_all() {
       check_tensor(prefix + "self_attn.k_norm.weight", {architecture_.head_dim});
     }
   }
+  warn_of_unused();
+}
+
+/// Tensors that no part of the model reads. They are copied; but a bias that config.json does not announce is
+/// as likely a mistake as a leftover.
+void Model::warn_of_unused() {
+  std::set<std::string> used = {Architecture::kFinalNorm, Architecture::kEmbedding, Architecture::kHead};
+  std::map<std::string, bool> biased;  // by operator
+  for (int64_t i = 0; i < size(); ++i) {
+    const std::string prefix = architecture_.block_prefix(i);
+    for (const char* norm : {"input_layernorm.weight", "post_attention_layernorm.weight"})
+      used.insert(prefix + norm);
+    if (architecture_.qk_norm) {
+      used.insert(prefix + "self_attn.q_norm.weight");
+      used.insert(prefix + "self_attn.k_norm.weight");
+    }
+    for (const OperatorInfo& op : architecture_.operators(i)) biased[op.name] = op.has_bias;
+  }
+  const auto is_used = [&](const std::string& name) {
+    if (used.contains(name) || is_stray_buffer(name)) return true;
+    // "operator.weight", "operator.weight_packed", "operator.input_scale", "operator.weight.absmax".
+    for (size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
+      const auto op = biased.find(name.substr(0, dot));
+      if (op != biased.end()) return op->second || name.substr(dot) != ".bias";
+    }
+    return false;
+  };
+  std::vector<std::string> unused;
+  for (const std::string& name : checkpoint_->names()) {
+    if (!is_used(name)) unused.push_back(name);
+  }
+  if (unused.empty()) return;
+  constexpr size_t kShown = 5;
+  const size_t shown = std::min(kShown, unused.size());
+  const std::string rest = unused.size() > shown ? fmt::format(" and {} more", unused.size() - shown) : "";
+  warnings_.push_back(
+      fmt::format("{}: tensors that no part of the model reads are only copied: {}{}", where_,
+                  fmt::join(unused.begin(), unused.begin() + static_cast<int64_t>(shown), ", "), rest));
 }
 
 at::Tensor Model::read_finite(const std::string& name) const {
   at::Tensor tensor = checkpoint_->read(name);
-  if (tensor.is_floating_point()) {
-    const std::string bad = first_non_finite(tensor);
-    if (!bad.empty()) {
-      throw CorruptFile(
-          checkpoint_->file_of(name),
-          fmt::format("the tensor '{}' must hold finite values; the one at {} is NaN or infinite", name,
-                      bad));
-    }
-  }
+  require_finite(tensor, name, checkpoint_->file_of(name));
   return tensor;
 }
 
@@ -211,7 +252,9 @@ at::Tensor Model::read_rows(const std::string& name, int64_t begin, int64_t coun
   const auto source = [&](std::span<std::byte> out) {
     checkpoint_->read_bytes(name, static_cast<uint64_t>(begin) * row_bytes, out);
   };
-  return io::decode_as_float(part, source, checkpoint_->file_of(name));
+  at::Tensor rows = io::decode_as_float(part, source, checkpoint_->file_of(name));
+  require_finite(rows, name, checkpoint_->file_of(name), begin);
+  return rows;
 }
 
 at::Tensor Model::embed(std::span<const int64_t> ids) const {

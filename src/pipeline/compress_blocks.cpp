@@ -4,6 +4,7 @@
 #include "lcomp/io/checkpoint.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
+#include "linalg/value_range.h"
 #include "model/weight_formats.h"
 #include "pipeline/run.h"
 
@@ -72,7 +73,7 @@ int64_t Run::adopt_finished_blocks() {
   }
   auto count = static_cast<int64_t>(records.size());
   const bool done = count == model_.size();
-  if (plan_.needs_samples && count > 0 && !done && !restore_samples(count - 1, records.back())) {
+  if (count > 0 && !done && samples_go_beyond(count - 1) && !restore_samples(count - 1, records.back())) {
     observer_.note("the saved activations are gone or damaged: starting from the first block");
     count = 0;
   }
@@ -144,11 +145,14 @@ BlockRecord Run::compress_block(int64_t index) {
     const PhaseClock::Scope scope(clock_, "load", &record.row.load_seconds);
     block.emplace(model_.load_block(index));
   }
-  const bool is_last = index + 1 == model_.size();
+  const bool is_last = !samples_go_beyond(index);
   bool forwarded = false;
   Observed observed;
   for (size_t p = 0; p < passes_.size(); ++p) {
     const auto& [entry, pass] = passes_[p];
+    // The second stream moves on in a staged pass only.
+    const bool moves_streams = is_staged(p) && plan_.compares_streams && !is_last;
+    if (!works_on(entry, *block) && !moves_streams) continue;
     const size_t rows_before = record.operators.size();
     PassContext context{pool_, job_.strict, model_.dtype(), settings_of(entry, index), record.operators};
     if (is_staged(p)) {
@@ -167,6 +171,7 @@ BlockRecord Run::compress_block(int64_t index) {
     prepare_all(*block, plan_.compute);
     samples_.runner->forward(*block);
   }
+  if (plan_.needs_samples && !is_last) check_samples(index);
   block->release();
   store_block(*block, record);
   return record;
@@ -197,12 +202,17 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
   };
   for (size_t g = 0; g < block.groups().size(); ++g) {
     check_cancelled();
+    const std::vector<size_t>& members = block.groups()[g].operators;
+    const bool is_wanted = std::any_of(members.begin(), members.end(), [&](size_t op) {
+      return context.settings(block.ops()[op].info.name) != nullptr;
+    });
+    const calib::Needs needs = is_wanted ? pass.needs() : calib::Needs{};
     calib::InputStats stats;
     {
       const PhaseClock::Scope scope(clock_, "calibrate", &row.calibrate_seconds);
       if (g > 0) prepare(g - 1);
-      stats = as_found ? samples_.runner->advance(block, *as_found, samples_.reference(), g, pass.needs())
-                       : samples_.runner->advance(block, g, pass.needs());
+      stats = as_found ? samples_.runner->advance(block, *as_found, samples_.reference(), g, needs)
+                       : samples_.runner->advance(block, g, needs);
       if (g > 0) block.release(g - 1);
       if (g > 0 && as_found) as_found->release(g - 1);
     }
@@ -220,6 +230,37 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
   } else {
     samples_.runner->finish(block);
   }
+}
+
+/// Whether the job's entry changes an operator of the block.
+bool Run::works_on(size_t entry, const model::Block& block) const {
+  const auto settings = settings_of(entry, block.index());
+  return std::any_of(block.ops().begin(), block.ops().end(),
+                     [&](const model::LinearOp& op) { return settings(op.info.name) != nullptr; });
+}
+
+/// Whether a block behind `block` has an operator whose pass reads samples.
+bool Run::samples_go_beyond(int64_t block) const {
+  for (const auto& [entry, pass] : passes_) {
+    if (!pass->needs().any()) continue;
+    for (size_t i = 0; i < plan_.operators.size(); ++i) {
+      if (plan_.settings[entry][i] && plan_.operators[i].block > block) return true;
+    }
+  }
+  return false;
+}
+
+/// A method that overflows shall not pass NaN on as the input of all that follows.
+void Run::check_samples(int64_t block) {
+  const int64_t width = model_.architecture().hidden_size;
+  pool_.parallel_for(samples_.hidden->samples(), [&](int64_t i, int) {
+    const at::Tensor states = samples_.hidden->load(i, width);
+    float lowest = 0, highest = 0;
+    if (linalg::value_range(states.data_ptr<float>(), states.numel(), &lowest, &highest)) return;
+    throw NumericalError(
+        model_.architecture().block_prefix(block),
+        fmt::format("the block's outputs must be finite; those for calibration sample {} are not", i));
+  });
 }
 
 /// A sequential pass moves the samples on as it goes, so only the last to read them can be staged.
@@ -334,7 +375,7 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
 /// a state from which the block is done again or found done.
 void Run::commit_block(int64_t index, const BlockKey& key, BlockRecord record) {
   const PhaseClock::Scope scope(clock_, "write");
-  if (plan_.needs_samples && index + 1 < model_.size()) {
+  if (samples_go_beyond(index)) {
     const int64_t width = model_.architecture().hidden_size;
     record.samples_hash = samples_.hidden->write_to(samples_file(index), width);
     if (plan_.compares_streams)

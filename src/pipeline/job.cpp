@@ -16,6 +16,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr double kMaxTokens = 1 << 30;
+/// Each sequence has a length in memory, in plans too. Statistics gain nothing from so many.
+constexpr double kMaxSequences = 1 << 20;
 
 // The help of the keys of a pass that are not options of its method.
 constexpr std::string_view kMethodHelp = "The method's name; `lcomp list` shows all.";
@@ -269,9 +271,9 @@ Job complete_job() {
 void CalibrationOptions::visit(FieldVisitor& v) {
   v.field("text", text, "File with the text: .txt, .jsonl, or .json with a list (or lists) of token ids.");
   v.field("jsonl_field", jsonl_field, "The key that holds the text in each line of a .jsonl file.");
-  v.field("samples", samples, {1, kMaxTokens}, "Number of samples.");
+  v.field("samples", samples, {1, kMaxSequences}, "Number of samples.");
   v.field("length", length, {2, kMaxTokens}, "Tokens per sample.");
-  v.field("starts", starts, {0, kMaxTokens},
+  v.field("starts", starts, {0, kMaxSequences},
           "Number of sequence starts: windows of mixed lengths that hold samples x length tokens in all; 0: "
           "one start "
           "per sample.");

@@ -1,6 +1,7 @@
 #include "lcomp/pipeline/pass.h"
 
 #include "core/stopwatch.h"
+#include "lcomp/core/error.h"
 #include "lcomp/core/weight_error.h"
 
 namespace lcomp::pipeline {
@@ -67,6 +68,9 @@ void replace_and_report(model::Block& block, size_t op, MatrixResult result, con
   row.tokens = stats.tokens;
   row.seconds = seconds;
   const WeightError error = weight_error(original, result.weight->dense(), {}, &context.pool);
+  if (!std::isfinite(error.relative)) {
+    throw NumericalError(method, fmt::format("the new weight of '{}' must be finite; it is not", row.name));
+  }
   row.weight_error = error.relative;
   row.max_abs_error = error.largest;
   if (row.loss && stats.second_moment.defined()) {

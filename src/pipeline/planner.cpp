@@ -6,6 +6,7 @@
 #include "lcomp/calib/gradients.h"
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/error.h"
+#include "lcomp/core/threads.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/survey.h"
 #include "pipeline/pass_order.h"
@@ -20,6 +21,8 @@ using calib::ActivationCache;
 constexpr int64_t kBatchTokens = 2048;
 /// Resident memory of the process with its libraries and a tokenizer of 50,000 entries, measured.
 constexpr uint64_t kProgramBytes = 200'000'000;
+/// Windows that a job without `max_windows` is planned for, before its text is read.
+constexpr int64_t kAssumedWindows = 160;
 
 linalg::Precision resolve_compute(Compute compute) {
   if (compute == Compute::kF32) return linalg::Precision::kF32;
@@ -62,6 +65,20 @@ std::vector<OperatorPlan> list_operators(const model::Model& model) {
   return out;
 }
 
+/// "/overrides/2" where the settings are those of an override; "" where they are the pass's own.
+std::string override_of(const PassSpec& pass, const PassOptions& settings) {
+  for (size_t o = 0; o < pass.overrides.size(); ++o) {
+    if (pass.overrides[o].options.get() == &settings) return fmt::format("/overrides/{}", o);
+  }
+  return "";
+}
+
+/// The text with the first mention of `part` cut out.
+std::string without(std::string text, const std::string& part) {
+  const size_t at = text.find(part);
+  return at == std::string::npos ? text : text.erase(at, part.size());
+}
+
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
 /// pass.
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
@@ -80,15 +97,22 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
             method.plan_weight(*settings, {op.name, op.out_features, op.in_features, model.dtype()});
         op.scheme = planned.scheme;
         op.bytes_after = planned.bytes_after;
+        plan.rounds_inputs = plan.rounds_inputs || planned.rounds_input;
         if (job.write.format == WriteFormat::kDense) {
+          if (planned.rounds_input) {
+            throw InvalidArgument(
+                method.name,
+                "write.format must be compressed-tensors where inputs are rounded, which dense files cannot "
+                "say; received dense");
+          }
           op.bytes_after =
               op.out_features * op.in_features * static_cast<int64_t>(c10::elementSize(model.dtype()));
         }
-      } catch (const InvalidArgument& misfit) {
-        // One line per kind of operator: the same misfit in 80 blocks is one mistake.
-        const std::string kind = op.name.substr(op.name.rfind('.') + 1);
-        if (!said.insert(kind).second) continue;
-        const std::string here = fmt::format("job: /passes/{}", p);
+      } catch (const Error& misfit) {
+        if (misfit.kind() != ErrorKind::kInvalidArgument && misfit.kind() != ErrorKind::kUnsupported) throw;
+        // One line for the same misfit of many operators, by the name of the first.
+        if (!said.insert(without(misfit.what(), op.name)).second) continue;
+        const std::string here = fmt::format("job: /passes/{}{}", p, override_of(job.passes[p], *settings));
         if (place.empty()) {
           place = here;
         } else {
@@ -118,8 +142,9 @@ void plan_surveys(const Job& job, const MethodTable& methods, const model::Model
   }
 }
 
+/// Whole bytes. What is beyond any machine stays where sums of several are exact in 64 bits.
 uint64_t to_bytes(double count) {
-  return static_cast<uint64_t>(count);
+  return static_cast<uint64_t>(std::min(count, 0x1p56));
 }
 
 /// The second stream moves on with the first, group by group, so only the last pass can have it, and staged;
@@ -151,6 +176,7 @@ struct Sizes {
   double all_moments = 0;     // sum over groups of in^2
   double largest_moment = 0;  // largest in^2
   double largest_operator = 0;
+  double rounding = 0;  // values per token: the widest operator's input and output
 };
 
 Sizes measure(const model::Architecture& a) {
@@ -160,6 +186,7 @@ Sizes measure(const model::Architecture& a) {
     const double size = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
     s.block_parameters += size;
     s.largest_operator = std::max(s.largest_operator, size);
+    s.rounding = std::max(s.rounding, static_cast<double>(op.out_features + op.in_features));
   }
   for (const auto& group : a.groups(0)) {
     const auto in = static_cast<double>(ops[group.operators[0]].in_features);
@@ -181,6 +208,23 @@ uint64_t gradient_disk(const Job& job, const model::Architecture& a) {
   uint64_t bytes = 2 * ActivationCache::bytes_needed(lengths, a.hidden_size);
   if (job.calibration.cache != CachePlace::kMemory) bytes += calib::GradientSweep::cache_bytes(a, lengths);
   return bytes + to_bytes(measure(a).block_parameters * 4.0 * static_cast<double>(a.layers));
+}
+
+/// Peak of an evaluation whose hidden states stay in memory.
+uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan& plan, int64_t windows) {
+  const model::Architecture& a = model.architecture();
+  const Sizes s = measure(a);
+  const auto window = static_cast<double>(job.evaluate->window);
+  const auto hidden = static_cast<double>(a.hidden_size);
+  const auto threads = static_cast<double>(plan.threads);
+  const double stored = static_cast<double>(c10::elementSize(model.dtype()));
+  const double models = job.evaluate->reference ? 2.0 : 1.0;
+  const auto qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
+  return to_bytes(models * static_cast<double>(windows) * window * hidden * 4.0 +
+                  s.block_parameters * (stored + 4.0) +
+                  threads * window * (hidden + qkv + s.widest_input + 128.0) * 4.0 +
+                  (plan.rounds_inputs ? threads * window * s.rounding * 4.0 : 0.0) +
+                  models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
 }
 
 MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan& plan) {
@@ -210,6 +254,7 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
     const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
     double per_thread =
         length * (hidden + qkv + 128.0) * 4.0 + 128.0 * 2.0 * static_cast<double>(a.intermediate_size) * 4.0;
+    if (plan.rounds_inputs) per_thread += length * s.rounding * 4.0;
     if (plan.activations_on_disk) per_thread += length * (hidden + s.widest_input) * 4.0;
     m.scratch = to_bytes(streams * batch * s.widest_input * 4.0 + threads * per_thread);
   } else {
@@ -221,18 +266,17 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
       m.gradients += calib::GradientSweep::cache_bytes(a, sample_lengths(job));
   }
   if (job.evaluate) {
-    const auto window = static_cast<double>(job.evaluate->window);
-    const double windows =
-        job.evaluate->max_windows > 0 ? static_cast<double>(job.evaluate->max_windows) : 160.0;
-    const double models = job.evaluate->reference ? 2.0 : 1.0;
-    const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
-    m.evaluation = to_bytes(models * windows * window * hidden * 4.0 + s.block_parameters * (stored + 4.0) +
-                            threads * window * (hidden + qkv + s.widest_input + 128.0) * 4.0 +
-                            models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
+    const int64_t windows = job.evaluate->max_windows;
+    m.evaluation = evaluation_bytes(job, model, plan, windows > 0 ? windows : kAssumedWindows);
   }
   m.embedding =
       to_bytes(static_cast<double>(a.vocab_size) * hidden * stored * (a.tied_embeddings ? 1.0 : 2.0));
   return m;
+}
+
+void warn_of_length(const char* field, int64_t length, const model::Model& model, Plan& plan) {
+  const std::string warning = model::beyond_positions(model.architecture(), length);
+  if (!warning.empty()) plan.warnings.push_back(fmt::format("{}: {}", field, warning));
 }
 
 void check_budget(const Job& job, const Plan& plan) {
@@ -307,7 +351,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       // Methods that never do without are refused when the job is parsed; others depend on their settings.
       const bool needs_text = instance->needs().any() || instance->needs().gradient_squares;
       if (needs_text && job.calibration.text.empty()) {
-        throw ConfigError("/calibration/text",
+        throw ConfigError("job: /calibration/text",
                           fmt::format("must name a text, which the method {} takes its statistics from with "
                                       "these settings; it is missing or empty",
                                       pass.method));
@@ -322,7 +366,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   plan.needs_calibration = plan.needs_samples || plan.needs_gradients;
   plan.compute = resolve_compute(job.compute);
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
-  plan.threads = ThreadPool(static_cast<int>(job.threads)).size();
+  plan.threads = thread_count(static_cast<int>(job.threads));
   plan.batch_tokens = std::max(kBatchTokens, static_cast<int64_t>(plan.threads) * job.calibration.length);
   plan.parameters = model.parameters();
   plan.bytes_before = model.stored_bytes();
@@ -340,6 +384,8 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
     }
   }
   plan.warnings = model.warnings();
+  if (plan.needs_calibration) warn_of_length("calibration.length", job.calibration.length, model, plan);
+  if (job.evaluate) warn_of_length("evaluate.window", job.evaluate->window, model, plan);
   place_activations(job, model, plan);
   plan.disk_bytes = estimate_disk(job, model, plan);
   return plan;
@@ -347,6 +393,11 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
 
 Plan plan(const Job& job, const MethodTable& methods) {
   return make_plan(job, methods, model::Model::open(job.model));
+}
+
+void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t windows) {
+  plan.memory.evaluation = evaluation_bytes(job, model, plan, windows);
+  check_budget(job, plan);
 }
 
 }  // namespace lcomp::pipeline

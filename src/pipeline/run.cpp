@@ -48,7 +48,7 @@ void check_vocabulary(const std::vector<std::vector<int64_t>>& sequences, int64_
   for (const auto& ids : sequences) {
     const auto wrong = std::find_if(ids.begin(), ids.end(), [&](int64_t id) { return id >= vocabulary; });
     if (wrong != ids.end()) {
-      throw ConfigError(file, fmt::format("token ids must be below the model's vocab_size = {}; one is {}",
+      throw CorruptFile(file, fmt::format("token ids must be below the model's vocab_size = {}; one is {}",
                                           vocabulary, *wrong));
     }
   }
@@ -120,7 +120,6 @@ std::string Run::job_key() const {
 bool Run::take_work_dir() {
   const std::filesystem::path parent = std::filesystem::absolute(job_.output).parent_path();
   io::make_directories(parent);
-  io::require_free_space(parent, plan_.disk_bytes);
   job_key_ = job_key();
   work_.emplace(job_.output, job_key_);
   if (work_->published()) {
@@ -131,6 +130,9 @@ bool Run::take_work_dir() {
   for (const std::string& reason : {work_->discarded(), work_->journal().discarded()}) {
     if (!reason.empty()) observer_.note("earlier work is not continued: " + reason);
   }
+  // What an earlier run left is part of what the whole run needs.
+  const uint64_t present = io::bytes_of_files(work_->path());
+  io::require_free_space(parent, plan_.disk_bytes - std::min(plan_.disk_bytes, present));
   writer_.emplace(work_->path());
   return true;
 }
@@ -171,6 +173,7 @@ void Run::read_evaluation(const io::Tokenizer& tokenizer) {
   const EvaluateOptions& e = *job_.evaluate;
   evaluation_text_ = eval::read_evaluation_text(e.text, tokenizer, {e.window, e.stride, e.max_windows});
   check_vocabulary(evaluation_text_->windows, model_.architecture().vocab_size, e.text);
+  check_evaluation_budget(job_, model_, plan_, static_cast<int64_t>(evaluation_text_->windows.size()));
 }
 
 void Run::write_outer_tensors() {
@@ -220,7 +223,8 @@ void Run::verify() {
   for (const io::FileRecord& file : record_.files)
     report_.totals.files.push_back({file.name, static_cast<int64_t>(file.bytes), file.hash});
   result.message = compare_files(work_->staging(), record_, observer_, result);
-  if (result.message.empty()) {
+  const bool files_stand = result.message.empty();
+  if (files_stand) {
     const model::Model written = model::Model::open(work_->staging());
     result.message = compare_tensors(written, record_, result);
     report_.totals.bytes_after = static_cast<int64_t>(written.stored_bytes());
@@ -231,6 +235,11 @@ void Run::verify() {
   result.passed = result.message.empty();
   result.seconds = scope.wall_seconds();
   report_.verification = result;
+  if (!files_stand) {
+    // Not ours: what was written was hashed on its way to the disk.
+    throw CorruptFile(work_->staging().string(),
+                      "the files must stay as they were written; " + result.message);
+  }
   if (!result.passed) {
     throw InternalError("verify", "the written checkpoint must equal what was computed; " + result.message);
   }

@@ -117,6 +117,9 @@ class Run {
   static calib::InputStats current_stats(const model::Block& block, const Observed& observed, size_t group);
   void run_pass(size_t pass, model::Block& block, Observed& observed, BlockRow& row, PassContext& context);
   void round_dense(model::Block& block, size_t pass);
+  bool works_on(size_t entry, const model::Block& block) const;
+  bool samples_go_beyond(int64_t block) const;
+  void check_samples(int64_t block);
   void run_sequential_pass(const Pass& pass, model::Block& block, bool is_last, BlockRow& row,
                            PassContext& context);
   std::function<const PassOptions*(const std::string&)> settings_of(size_t entry, int64_t block) const;

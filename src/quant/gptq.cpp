@@ -27,28 +27,6 @@ namespace {
 /// Relative difference of losses that is rounding.
 constexpr double kLossTolerance = 1e-9;
 
-void check_options(const QuantScheme& scheme, const GptqOptions& options) {
-  GptqOptions copy = options;
-  check_ranges([&](FieldVisitor& v) { copy.visit(v); }, "gptq");
-  if (options.act_order == ActOrder::kActivation && scheme.granularity == Granularity::kGroup &&
-      !options.static_groups && !options.store_group_index) {
-    throw Unsupported(
-        "gptq",
-        "act_order activation with groups must store a group index, which current readers refuse; use "
-        "static_groups or group_aware, or set store_group_index");
-  }
-  if (options.act_order == ActOrder::kActivation && scheme.granularity == Granularity::kGroup &&
-      !options.static_groups && scheme.format != NumberFormat::kInt) {
-    throw Unsupported("gptq", fmt::format("act_order activation with groups must store a group index, which "
-                                          "only integers have; the format is {}",
-                                          name_of(scheme.format)));
-  }
-  if ((options.sweeps > 0 || options.refit) && scheme.format != NumberFormat::kInt) {
-    throw Unsupported("gptq", fmt::format("sweeps and refit must be off but for integers; the format is {}",
-                                          name_of(scheme.format)));
-  }
-}
-
 void check_second_moment(const at::Tensor& h, int64_t in) {
   const bool fits = h.dim() == 2 && h.size(0) == in && h.size(1) == in &&
                     (h.scalar_type() == at::kFloat || h.scalar_type() == at::kDouble);
@@ -325,6 +303,28 @@ void check_strict(const GptqFactor& factor, double loss, double rtn_loss) {
 
 }  // namespace
 
+void check_gptq_options(const QuantScheme& scheme, const GptqOptions& options) {
+  GptqOptions copy = options;
+  check_ranges([&](FieldVisitor& v) { copy.visit(v); }, "gptq");
+  if (options.act_order == ActOrder::kActivation && scheme.granularity == Granularity::kGroup &&
+      !options.static_groups && !options.store_group_index) {
+    throw Unsupported(
+        "gptq",
+        "act_order activation with groups must store a group index, which current readers refuse; use "
+        "static_groups or group_aware, or set store_group_index");
+  }
+  if (options.act_order == ActOrder::kActivation && scheme.granularity == Granularity::kGroup &&
+      !options.static_groups && scheme.format != NumberFormat::kInt) {
+    throw Unsupported("gptq", fmt::format("act_order activation with groups must store a group index, which "
+                                          "only integers have; the format is {}",
+                                          name_of(scheme.format)));
+  }
+  if ((options.sweeps > 0 || options.refit) && scheme.format != NumberFormat::kInt) {
+    throw Unsupported("gptq", fmt::format("sweeps and refit must be off but for integers; the format is {}",
+                                          name_of(scheme.format)));
+  }
+}
+
 void GptqOptions::visit(FieldVisitor& v) {
   v.field("block_size", block_size, {1}, "columns whose errors are applied to the rest in one product");
   v.field("damping", damping, {0, 1}, "added to the diagonal of the second moment, relative to its mean");
@@ -346,7 +346,7 @@ GptqFactor gptq_factor(const at::Tensor& second_moment, const QuantScheme& schem
   const int64_t in = second_moment.dim() == 2 ? second_moment.size(1) : 0;
   check_second_moment(second_moment, in);
   scheme.validate({1, in}, "gptq");
-  check_options(scheme, options);
+  check_gptq_options(scheme, options);
 
   const at::Tensor diagonal = second_moment.diagonal().to(at::kDouble).contiguous();
   std::vector<double> values(diagonal.data_ptr<double>(), diagonal.data_ptr<double>() + in);
@@ -378,7 +378,7 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const QuantS
                 const GptqOptions& options, ThreadPool* pool) {
   scheme.validate(weight.sizes(), "gptq");
   check_second_moment(factor.second_moment, weight.size(1));
-  check_options(scheme, options);
+  check_gptq_options(scheme, options);
   check_finite(weight, "gptq");
   // OpenBLAS must run with one thread, which a pool sees to.
   ThreadPool alone(1);

@@ -7,6 +7,17 @@
 
 namespace lcomp::quant {
 
+namespace {
+
+/// The largest power of two that divides `number` and is at most `limit`.
+int64_t power_of_two_divisor(int64_t number, int64_t limit) {
+  int64_t divisor = 1;
+  while (2 * divisor <= limit && number % (2 * divisor) == 0) divisor *= 2;
+  return divisor;
+}
+
+}  // namespace
+
 void QuantScheme::visit(FieldVisitor& v) {
   v.field("format", format,
           "what codes stand for: integers, the 16 values of NF4, or 8-bit floating-point numbers (E4M3)");
@@ -61,7 +72,8 @@ void QuantScheme::validate(c10::IntArrayRef shape, std::string_view where, std::
   if (granularity == Granularity::kGroup && shape[1] % group_size != 0) {
     throw InvalidArgument(
         std::string(where),
-        fmt::format("group_size must divide the {} input columns{}; received {}", shape[1], of, group_size));
+        fmt::format("group_size must divide the {} input columns{}, as {} does; received {}", shape[1], of,
+                    power_of_two_divisor(shape[1], group_size), group_size));
   }
 }
 

@@ -16,15 +16,21 @@ using pipeline::RunStatus;
 /// Warnings shown at once; more are folded.
 constexpr size_t kWarnings = 12;
 
+/// What tells a run from others: its output's folder, or else its model's.
+std::string name_of_run(const RunReport& r) {
+  return std::string(base_name(r.output.empty() ? r.model.path : r.output));
+}
+
 std::string head(const RunReport& r) {
-  const std::string name = escape_html(base_name(r.model.path));
+  const std::string name = escape_html(name_of_run(r));
   const std::string_view status = name_of(r.status);
   std::string times = utc_time(r.started_at);
   if (!r.finished_at.empty()) times += " to " + utc_time(r.finished_at);
   std::string out = fmt::format("<header><h1>{0}</h1><span class=\"pill {1}\">{1}</span></header>\n",
                                 name.empty() ? "lcomp run" : name, status);
   out += "<div class=sub>" + escape_html(describe_passes(r));
-  if (!r.output.empty()) out += " → <code>" + escape_html(r.output) + "</code>";
+  out += "<br>from <code>" + escape_html(r.model.path) + "</code>";
+  if (!r.output.empty()) out += " to <code>" + escape_html(r.output) + "</code>";
   return out + "<br>" + escape_html(times) + "</div>\n";
 }
 
@@ -146,8 +152,8 @@ std::string operators(const RunReport& r) {
 std::string ladder(const RunReport& r) {
   return section(
       "numerics", "Numerical ladder",
-      lede("Which step of the ladder (regular factorization, more damping, double precision, clipped "
-           "eigenvalues, another method) gave each operator's result.") +
+      lede("Which step of the ladder (regular factorization, more damping, a raised diagonal, rounding to "
+           "nearest) gave each operator's result.") +
           html::ladder_tables(r));
 }
 
@@ -165,12 +171,12 @@ std::string times(const RunReport& r) {
   if (body.empty()) body = "<p class=muted>Nothing has been timed.</p>";
   const std::string roofline = html::roofline_chart(r);
   if (!roofline.empty())
-    body += "<h3>Matrix products against the machine's best</h3>" +
-            lede(
-                "Operations counted from the shapes, over the wall time of the phase; the bar is full at the "
-                "best "
-                "matrix product measured on this machine in this run.") +
-            roofline;
+    body +=
+        "<h3>Matrix products against the machine's best</h3>" +
+        lede(
+            "Operations counted from the shapes, over the processor time of the phase; the bar is full at "
+            "the best matrix product of one thread measured in this run.") +
+        roofline;
   return section("time", "Where the time went", body);
 }
 
@@ -235,7 +241,7 @@ std::string to_html(const RunReport& report) {
   std::string out =
       "<!DOCTYPE html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
       "<meta name=viewport content=\"width=device-width, initial-scale=1\">\n<title>";
-  out += escape_html(base_name(report.model.path)) + " · lcomp report</title>\n<style>";
+  out += escape_html(name_of_run(report)) + " · lcomp report</title>\n<style>";
   out.append(page_style());
   out += html::heat_style() + "</style>\n</head>\n<body>\n<main>\n";
   out += head(report) + notice(report) + warnings(report) + tiles(report);

@@ -69,7 +69,12 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 .tile .note { font-size: 12.5px; color: var(--muted); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px 20px 20px;
   margin: 0 0 14px; }
-.scroll { overflow-x: auto; margin: 0 -20px; padding: 0 20px; }
+.scroll { overflow-x: auto; margin: 0 -20px; padding: 0 20px;
+  background: linear-gradient(to right, var(--card) 24px, transparent) left / 48px 100% no-repeat local,
+    linear-gradient(to left, var(--card) 24px, transparent) right / 48px 100% no-repeat local,
+    linear-gradient(to right, #0003, transparent) left / 14px 100% no-repeat,
+    linear-gradient(to left, #0003, transparent) right / 14px 100% no-repeat; }
+td:has(> .swatch) { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { text-align: left; padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }

@@ -1,5 +1,6 @@
 // run, plan, verify and eval over the bundled model, through the program itself.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <filesystem>
@@ -12,6 +13,7 @@
 
 using lcomp::test::ProcessResult;
 using lcomp::test::run_lcomp;
+using lcomp::test::run_lcomp_within;
 using nlohmann::json;
 namespace fs = std::filesystem;
 
@@ -189,6 +191,109 @@ TEST_CASE("a memory bound that cannot be kept is told with its own exit code", "
   const ProcessResult result = run_lcomp(arguments);
   CHECK(result.exit_code == 5);
   CHECK_THAT(result.err, Catch::Contains("max_memory"));
+}
+
+TEST_CASE("a text that is absent or no file is a bad input with its path", "[cli][run][eval]") {
+  const lcomp::test::TempDir dir;
+  fs::create_directory(dir / "folder");
+  for (const auto& [text, reason] :
+       {std::pair{dir / "absent.txt", "the file must be opened; No such file or directory"},
+        std::pair{dir / "folder", "the file must be a regular file; it is a directory or a device"}}) {
+    const std::string message = fmt::format("lcomp: error: [{}] {}\n", text.string(), reason);
+    const ProcessResult eval =
+        run_lcomp({"eval", example("model"), "--text", text.string(), "--window", "256", "--quiet"});
+    CHECK(eval.exit_code == 3);
+    CHECK(eval.err == message);
+    for (const char* pointer : {"/calibration/text", "/evaluate/text"}) {
+      INFO(pointer);
+      std::vector<std::string> arguments = small_job("run", "demo_gptq_w4", dir / "out");
+      arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", pointer, text.string())});
+      const ProcessResult run = run_lcomp(arguments);
+      CHECK(run.exit_code == 3);
+      CHECK_THAT(run.err, Catch::EndsWith(message));
+    }
+  }
+}
+
+TEST_CASE("a text that is not UTF-8 is a bad input with its path and the byte", "[cli][run][eval]") {
+  const lcomp::test::TempDir dir;
+  const fs::path text = dir / "latin1.txt";
+  std::ofstream(text) << "\r\nna\xEFve";
+  const std::string message =
+      fmt::format("lcomp: error: [{}] the text must be valid UTF-8; byte 4 (0xEF) is not\n", text.string());
+  const ProcessResult eval =
+      run_lcomp({"eval", example("model"), "--text", text.string(), "--window", "256", "--quiet"});
+  CHECK(eval.exit_code == 3);
+  CHECK(eval.err == message);
+  for (const char* pointer : {"/calibration/text", "/evaluate/text"}) {
+    INFO(pointer);
+    std::vector<std::string> arguments = small_job("run", "demo_gptq_w4", dir / "out");
+    arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", pointer, text.string())});
+    const ProcessResult run = run_lcomp(arguments);
+    CHECK(run.exit_code == 3);
+    CHECK_THAT(run.err, Catch::EndsWith(message));
+  }
+}
+
+TEST_CASE("a path that the system refuses is a bad input, not a bug", "[cli][inspect]") {
+  const lcomp::test::TempDir dir;
+  fs::create_symlink(dir / "loop", dir / "loop");
+  const ProcessResult loop = run_lcomp({"inspect", (dir / "loop").string()});
+  CHECK(loop.exit_code == 3);
+  CHECK(loop.err ==
+        fmt::format("lcomp: error: [{}] the path must be usable; Too many levels of symbolic links\n",
+                    (dir / "loop").string()));
+  if (geteuid() == 0) {
+    WARN("skipped: root may read every directory");
+    return;
+  }
+  fs::create_directory(dir / "closed");
+  fs::permissions(dir / "closed", fs::perms::none);
+  const ProcessResult closed = run_lcomp({"inspect", (dir / "closed").string()});
+  fs::permissions(dir / "closed", fs::perms::owner_all);
+  CHECK(closed.exit_code == 3);
+  CHECK_THAT(closed.err, Catch::Contains((dir / "closed").string()) && Catch::Contains("Permission denied"));
+}
+
+TEST_CASE("--threads 0 overrides the threads of a job", "[cli][plan]") {
+  const lcomp::test::TempDir dir;
+  const auto threads = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = small_job("plan", "demo_rtn_w4", dir / "out");
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    arguments.push_back("--json");
+    return json::parse(run_lcomp(arguments).out).at("threads").get<int>();
+  };
+  CHECK(threads({"--set", "/threads=4095"}) == 4095);
+  CHECK(threads({"--set", "/threads=4095", "--threads", "0"}) == threads({"--set", "/threads=0"}));
+  CHECK(threads({"--set", "/threads=4095", "--threads", "3"}) == 3);
+}
+
+TEST_CASE("threads that cannot start end a run with the code of the system's limits", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.insert(arguments.end(), {"--threads", "4096"});
+  const ProcessResult run = run_lcomp_within("ulimit -s 8192 && ulimit -v 8000000", arguments);
+  INFO(run.err);
+  CHECK(run.exit_code == 5);
+  CHECK_THAT(run.err, Catch::Contains("[ThreadPool] all of 4096 threads must start; the system started "));
+  CHECK(fs::is_empty(dir.path()));
+}
+
+TEST_CASE("a full disk ends a run without an output, and the same command then completes", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  const std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  // A bound for each file stands for the full disk: all but the last of the weights fit.
+  const ProcessResult full = run_lcomp_within("trap '' XFSZ && ulimit -f 1700", arguments);
+  INFO(full.err);
+  CHECK(full.exit_code == 5);
+  CHECK_THAT(full.err, Catch::Contains("model.safetensors] the file must be written; File too large"));
+  CHECK_FALSE(fs::exists(dir / "out"));
+
+  REQUIRE(run_lcomp(arguments).exit_code == 0);
+  CHECK(run_lcomp({"verify", (dir / "out").string()}).exit_code == 0);
+  REQUIRE(run_lcomp(small_job("run", "demo_rtn_w4", dir / "undisturbed")).exit_code == 0);
+  CHECK(contents(dir / "out").at("model.safetensors") ==
+        contents(dir / "undisturbed").at("model.safetensors"));
 }
 
 TEST_CASE("inspect describes a model for people and for programs", "[cli][inspect]") {

@@ -97,3 +97,20 @@ TEST_CASE("AWQ at 3 bits is nearer to the dense model than rounding to nearest",
   };
   CHECK(kl("awq", "a") < 0.9 * kl("rtn", "r"));
 }
+
+TEST_CASE("AWQ scales for other number formats than integers too", "[pipeline][awq]") {
+  const test::TempDir dir;
+  for (const Json& format :
+       {Json{{"format", "nf4"}}, Json{{"format", "fp8_e4m3"}, {"granularity", "channel"}}}) {
+    for (const char* solver : {"rtn", "gptq"}) {
+      CAPTURE(format, solver);
+      Json more = format;
+      more["solver"] = solver;
+      const auto report = test::run(awq_job(dir / (format["format"].get<std::string>() + solver), more));
+      REQUIRE(report.verification->passed);
+      for (const auto& row : report.operators) {
+        if (row.scheme.starts_with("inputs scaled")) CHECK(*row.loss <= *row.rtn_loss);
+      }
+    }
+  }
+}

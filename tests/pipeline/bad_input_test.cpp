@@ -187,6 +187,18 @@ TEST_CASE("a truncated weight file is refused by name", "[pipeline][bad]") {
   REQUIRE(input.made_nothing());
 }
 
+TEST_CASE("a number of layers beyond any model is refused before memory is taken for them",
+          "[pipeline][bad]") {
+  const Damaged input([](const fs::path& model) {
+    edit_config(model, [](Json& config) { config["num_hidden_layers"] = int64_t{1} << 31; });
+  });
+  const auto failure = failure_of(input.job);
+  REQUIRE(failure.kind == ErrorKind::kCorruptFile);
+  REQUIRE(failure.text == "[" + (input.model / "config.json").string() +
+                              ": /num_hidden_layers] must be at most 2^16 = 65536; it is 2147483648");
+  REQUIRE(input.made_nothing());
+}
+
 TEST_CASE("an unknown family is named together with the known ones", "[pipeline][bad]") {
   const Damaged input([](const fs::path& model) {
     edit_config(model, [](Json& config) { config["model_type"] = "mamba"; });
@@ -207,21 +219,21 @@ TEST_CASE("a calibration text that is empty, absent or beyond the vocabulary is 
     test::write_text(dir / "empty.txt", "");
     job["calibration"]["text"] = (dir / "empty.txt").string();
     const auto failure = failure_of(job);
-    REQUIRE(failure.kind == ErrorKind::kConfig);
+    REQUIRE(failure.kind == ErrorKind::kCorruptFile);
     REQUIRE(failure.text ==
-            "[" + (dir / "empty.txt").string() +
-                "] the calibration text must give at least one sequence; it has 1 documents and "
-                "0 of them were dropped as short");
+            "[" + (dir / "empty.txt").string() + "] the calibration text must hold text; the file is empty");
   }
   {
     job["calibration"]["text"] = (dir / "absent.txt").string();
-    REQUIRE_THAT(failure_of(job).text, Catch::Contains((dir / "absent.txt").string()));
+    const auto failure = failure_of(job);
+    REQUIRE(failure.kind == ErrorKind::kCorruptFile);
+    REQUIRE_THAT(failure.text, Catch::StartsWith("[" + (dir / "absent.txt").string() + "] "));
   }
   {
     test::write_text(dir / "ids.json", "[[1, 2, 3, 2048, 5]]");
     job["calibration"]["text"] = (dir / "ids.json").string();
     const auto failure = failure_of(job);
-    REQUIRE(failure.kind == ErrorKind::kConfig);
+    REQUIRE(failure.kind == ErrorKind::kCorruptFile);
     REQUIRE(failure.text == "[" + (dir / "ids.json").string() +
                                 "] token ids must be below the model's vocab_size = 2048; one is 2048");
   }
@@ -267,12 +279,14 @@ TEST_CASE("an evaluation that cannot work is refused before the compression begi
   test::write_text(dir / "short.txt", "In the beginning");
   job["evaluate"] = {{"text", (dir / "short.txt").string()}, {"window", 64}};
   const auto failure = failure_of(job);
-  REQUIRE(failure.kind == ErrorKind::kConfig);
+  REQUIRE(failure.kind == ErrorKind::kCorruptFile);
   REQUIRE_THAT(failure.text, Catch::StartsWith("[" + (dir / "short.txt").string() +
                                                "] the evaluation text must have at least one window of 64 "
                                                "tokens; it has "));
   job["evaluate"]["text"] = (dir / "absent.txt").string();
-  REQUIRE_THAT(failure_of(job).text, Catch::Contains((dir / "absent.txt").string()));
+  const auto absent = failure_of(job);
+  REQUIRE(absent.kind == ErrorKind::kCorruptFile);
+  REQUIRE_THAT(absent.text, Catch::StartsWith("[" + (dir / "absent.txt").string() + "] "));
   REQUIRE_FALSE(fs::exists(dir / "out"));
   REQUIRE_FALSE(fs::exists(test::work_dir_of(dir / "out")));
 }
@@ -299,4 +313,33 @@ TEST_CASE("bfloat16 arithmetic is refused where the processor has none", "[pipel
   REQUIRE(failure.text ==
           "[job: /compute] \"bf16\" needs a processor with AVX-512 BF16 or AMX; this one has neither (use "
           "\"auto\" or \"f32\")");
+}
+
+TEST_CASE("settings of GPTQ that exclude each other are refused by the plan, at their place",
+          "[pipeline][bad]") {
+  const test::TempDir dir;
+  const Failure failure = failure_of(
+      test::job_with(dir / "out", Json::array({test::pass("gptq", {{"act_order", "activation"}})})));
+  CHECK(failure.kind == ErrorKind::kConfig);
+  CHECK_THAT(failure.text,
+             Catch::Matchers::Contains("[job: /passes/0] [gptq] act_order activation with groups "
+                                       "must store a group index"));
+  Json pass = test::pass("rtn");
+  pass["overrides"] = Json::array({{{"match", "q_proj"}, {"group_size", 60}}});
+  const Failure misfit = failure_of(test::job_with(dir / "out", Json::array({pass})));
+  CHECK_THAT(misfit.text,
+             Catch::Matchers::Contains("[job: /passes/0/overrides/0] [rtn] group_size must divide"));
+}
+
+TEST_CASE("a model with NaN in its embedding is refused", "[pipeline][bad]") {
+  Damaged damaged([](const fs::path& model) {
+    edit_tensors(model, [](io::NamedTensors& tensors) {
+      for (auto& [name, tensor] : tensors) {
+        if (name == "model.embed_tokens.weight") tensor.fill_(NAN);
+      }
+    });
+  });
+  const Failure failure = failure_of(damaged.job);
+  CHECK(failure.kind == ErrorKind::kCorruptFile);
+  CHECK_THAT(failure.text, Catch::Matchers::Contains("'model.embed_tokens.weight' must hold finite values"));
 }

@@ -83,6 +83,28 @@ TEST_CASE("the peak memory of 64 blocks is that of 8 blocks where gradients are 
   REQUIRE(deep - shallow < 20'000'000);
 }
 
+TEST_CASE("a run stays below a budget that is little above its estimate", "[pipeline][memory][slow]") {
+  const test::TempDir dir;
+  const fs::path model = write_llama(dir / "model", 4);
+  const std::string cache = GENERATE("memory", "disk");
+  const Json pass = GENERATE(test::pass("gptq"), test::pass("gptq", {{"mismatch", "split"}}),
+                             test::pass("awq"), Json{{"method", "squeezellm"}});
+  Json job = test::job_with(dir / "out", Json::array({pass}));
+  job["model"] = model.string();
+  // 67 MB of hidden states and widest inputs.
+  job["calibration"].update({{"samples", 32}, {"length", 512}, {"cache", cache}});
+  job["evaluate"] = {
+      {"text", test::evaluation_text().string()}, {"window", 256}, {"max_windows", 8}, {"reference", true}};
+  const auto estimate = pipeline::plan(test::parse(job), pipeline::builtin_methods()).memory.peak();
+  const auto budget = static_cast<int64_t>(estimate + estimate / 50);
+  job["max_memory"] = budget;
+  const auto child = test::run_in_child(job);
+  INFO(pass << ", cache " << cache << ": " << child.peak_bytes / 1'000'000 << " of " << budget / 1'000'000
+            << " MB");
+  REQUIRE(child.finished);
+  REQUIRE(child.peak_bytes <= budget);
+}
+
 TEST_CASE("a budget that cannot be kept is refused before anything is made", "[pipeline][memory]") {
   const test::TempDir dir;
   Json job = test::gptq_job(dir / "deep" / "out");

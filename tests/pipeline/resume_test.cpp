@@ -260,3 +260,23 @@ TEST_CASE("a run killed between publishing and tidying up finds its work done", 
   REQUIRE_FALSE(fs::exists(work));
   REQUIRE(test::weights_hash(dir / "out") == hash);
 }
+
+TEST_CASE("a run whose later blocks no pass works on is continued to the same bytes", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto job = [&](const char* name) {
+    return test::gptq_job(dir / name, {{"targets", {"layers.0.*", "layers.1.mlp.up_proj"}}});
+  };
+  struct Counter final : test::Watcher {
+    int last_block = 0;
+    void progress(const Progress& step) override {
+      if (step.phase == "compress" && step.done < step.total) last_block = signs;
+      Watcher::progress(step);
+    }
+  } counter;
+  REQUIRE(test::run(job("whole"), counter).operators.size() == 8);
+  interrupt(job("stopped"), counter.last_block - 1);
+  test::Watcher watcher;
+  const auto report = test::run(job("stopped"), watcher);
+  REQUIRE(resumed_blocks(report) > 1);
+  REQUIRE(test::weights_hash(dir / "stopped") == test::weights_hash(dir / "whole"));
+}

@@ -170,9 +170,10 @@ TEST_CASE("static ranges without a text to calibrate on are refused before anyth
   const test::TempDir dir;
   Json one = job(dir / "out", "int8", kStatic);
   one.erase("calibration");
-  REQUIRE(test::error_text([&] { test::run(one); }) ==
-          "[/calibration/text] must name a text, which the method int8 takes its statistics from with these "
-          "settings; it is missing or empty");
+  REQUIRE(
+      test::error_text([&] { test::run(one); }) ==
+      "[job: /calibration/text] must name a text, which the method int8 takes its statistics from with these "
+      "settings; it is missing or empty");
 }
 
 TEST_CASE("verification sees a static range that was changed", "[pipeline][int8][verify]") {
@@ -212,4 +213,13 @@ TEST_CASE("codes that are no numbers of 8 bits have no place beside rounded inpu
   REQUIRE(test::error_text([&] {
             pipeline::plan_quantized_input(options, "int8", {"op", 4, 128, at::kFloat});
           }) == "[int8] format must be int or fp8_e4m3 beside quantized activations; received nf4");
+}
+
+TEST_CASE("rounded inputs have no place in a dense checkpoint", "[pipeline][int8]") {
+  Json job = test::job_with("nowhere", Json::array({{{"method", "int8"}}}));
+  job["write"] = {{"format", "dense"}};
+  CHECK_THAT(
+      test::error_text([&] { test::run(job); }),
+      Catch::Matchers::Contains("[job: /passes/0] [int8] write.format must be compressed-tensors where "
+                                "inputs are rounded, which dense files cannot say; received dense"));
 }

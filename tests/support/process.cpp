@@ -23,6 +23,12 @@ std::string content(const std::filesystem::path& path) {
   return text.str();
 }
 
+std::string lcomp_binary() {
+  const char* binary = std::getenv("LCOMP_BINARY");
+  if (binary == nullptr) throw std::runtime_error("LCOMP_BINARY must name the lcomp under test");
+  return binary;
+}
+
 }  // namespace
 
 Process::Process(const std::vector<std::string>& arguments, const std::string& out_file,
@@ -68,9 +74,13 @@ ProcessResult run_process(const std::vector<std::string>& arguments) {
 }
 
 ProcessResult run_lcomp(std::vector<std::string> arguments) {
-  const char* binary = std::getenv("LCOMP_BINARY");
-  if (binary == nullptr) throw std::runtime_error("LCOMP_BINARY must name the lcomp under test");
-  arguments.insert(arguments.begin(), binary);
+  arguments.insert(arguments.begin(), lcomp_binary());
+  return run_process(arguments);
+}
+
+ProcessResult run_lcomp_within(const std::string& limits, std::vector<std::string> arguments) {
+  const std::string script = limits + " && exec \"$0\" \"$@\"";
+  arguments.insert(arguments.begin(), {"/bin/sh", "-c", script, lcomp_binary()});
   return run_process(arguments);
 }
 

@@ -19,6 +19,9 @@ ProcessResult run_process(const std::vector<std::string>& arguments);
 /// Runs the `lcomp` under test ($LCOMP_BINARY) with these arguments.
 ProcessResult run_lcomp(std::vector<std::string> arguments);
 
+/// The same after a shell has run `limits`, say "ulimit -f 100".
+ProcessResult run_lcomp_within(const std::string& limits, std::vector<std::string> arguments);
+
 /// A program that runs beside the test.
 class Process {
  public:

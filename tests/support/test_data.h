@@ -7,7 +7,7 @@
 namespace lcomp::test {
 
 /// A path below the shared test data ($LCOMP_TEST_DATA), or nothing when it is not there.
-/// Tests that need it say `WARN("skipped: ...")` and return.
+/// Tests that need it say `WARN("skipped: ...")` and return; scripts/test lists these messages.
 std::optional<std::filesystem::path> shared_data(const std::string& relative);
 
 /// The root of the checked-out source tree ($LCOMP_SOURCE_DIR).

@@ -35,7 +35,8 @@ class ActivationCache {
   /// Keeps the contents of a contiguous `[length, columns]` tensor. Free when it is the cache's own memory.
   void store(int64_t sample, const at::Tensor& values);
 
-  /// Bytes that a cache of these lengths and width takes, wherever it is kept.
+  /// Bytes that a cache of these lengths and width takes, wherever it is kept. Throws ResourceError above
+  /// 2^56, so that sums of several are exact.
   static uint64_t bytes_needed(const std::vector<int64_t>& lengths, int64_t width);
 
   /// Writes all samples, `columns` wide, to a file, and reads such a file back; returns the hash of the

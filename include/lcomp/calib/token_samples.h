@@ -12,10 +12,11 @@
 
 namespace lcomp::calib {
 
-/// What becomes of a document that has fewer tokens than a sample.
+/// What becomes of a document that has fewer tokens than a sample: than each of the windows still wanted,
+/// where `SampleOptions::starts` asks for several lengths.
 enum class ShortSamples {
   kPack,   ///< documents are joined end to end and cut into samples
-  kDrop,   ///< left out, and counted; a longer document gives its first tokens
+  kDrop,   ///< left out, and counted; a longer document gives the longest windows that fit, from its start
   kError,  ///< refused, naming the document
 };
 
@@ -46,7 +47,8 @@ struct TokenSamples {
 
 /// Reads a `.txt` file (one document), `.jsonl` (a document a line: a string under `jsonl_field`, or token
 /// ids under "input_ids"), or `.json` (a list of token ids, or a list of such lists). Text is tokenized
-/// without special tokens. Throws ConfigError when the file holds nothing to calibrate on.
+/// without special tokens. Throws ConfigError when the file holds nothing to calibrate on, CorruptFile when
+/// it cannot be read or is not UTF-8.
 TokenSamples read_samples(const std::filesystem::path& file, const io::Tokenizer& tokenizer,
                           const SampleOptions& options);
 

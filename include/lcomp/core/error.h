@@ -9,7 +9,7 @@ namespace lcomp {
 enum class ErrorKind {
   kInvalidArgument,  ///< a call that breaks a documented precondition
   kConfig,           ///< a job file or a model's config.json that cannot be accepted
-  kCorruptFile,      ///< an input file that breaks the rules of its format
+  kCorruptFile,      ///< an input file that is absent, unreadable, or breaks the rules of its format
   kNumerical,        ///< mathematics that cannot go on (strict mode, non-finite values)
   kUnsupported,      ///< a valid input that this version does not handle; the message lists what it does
   kResource,         ///< out of disk space or memory budget, or a failing system call
@@ -25,6 +25,9 @@ class Error : public std::runtime_error {
   Error(ErrorKind kind, const std::string& where, const std::string& message)
       : std::runtime_error("[" + where + "] " + message), kind_(kind) {}
 
+  /// The text of `other` as an error of another kind.
+  Error(ErrorKind kind, const Error& other) : std::runtime_error(other.what()), kind_(kind) {}
+
   ErrorKind kind() const { return kind_; }
 
  private:
@@ -36,6 +39,8 @@ template <ErrorKind K>
 class ErrorOf : public Error {
  public:
   ErrorOf(const std::string& where, const std::string& message) : Error(K, where, message) {}
+  /// The text of an error of another kind.
+  explicit ErrorOf(const Error& other) : Error(K, other) {}
 };
 
 using InvalidArgument = ErrorOf<ErrorKind::kInvalidArgument>;

@@ -6,6 +6,9 @@
 
 namespace lcomp {
 
+/// The size of `ThreadPool(threads)`, without starting it.
+int thread_count(int threads);
+
 /// A fixed set of worker threads for independent pieces of work.
 ///
 /// Everything in lcomp that runs in parallel goes through here, and every piece runs single-threaded kernels
@@ -14,7 +17,7 @@ namespace lcomp {
 class ThreadPool {
  public:
   /// `threads` <= 0 takes the number of processors this process may run on. The caller of `parallel_for` is
-  /// one of the threads, so `ThreadPool(1)` starts none.
+  /// one of the threads, so `ThreadPool(1)` starts none. Throws ResourceError when the system starts fewer.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

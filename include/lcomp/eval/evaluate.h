@@ -38,7 +38,7 @@ struct EvaluationText {
 };
 
 /// Reads a UTF-8 text; line ends of every kind count as "\n". Throws ConfigError when the text is shorter
-/// than a window, or the options make no sense.
+/// than a window, or the options make no sense; CorruptFile when it cannot be read or is not UTF-8.
 EvaluationText read_evaluation_text(const std::filesystem::path& text, const io::Tokenizer& tokenizer,
                                     const WindowOptions& options);
 /// The same from token ids.

@@ -23,11 +23,11 @@ namespace lcomp::io {
 ///     add add add  commit_part("0000")   -> blocks/0000.safetensors
 ///     add add      commit_part("0001")   -> blocks/0001.safetensors
 ///     finish(out, shard_size)            -> out/model-00001-of-00002.safetensors ... and the index
-///     remove_parts()
 ///
 /// After a restart, `adopt_part` takes a part that the journal vouches for in place of computing it again.
-/// `finish` leaves the parts alone and gives the same bytes when called again, so the caller first records
-/// that it is done, then removes the parts. The disk holds the checkpoint twice at that time.
+/// `finish` leaves the parts alone and gives the same bytes when called again; they go with the working
+/// directory once the output is published (`WorkDir::publish`). Until then the disk holds the checkpoint
+/// twice.
 class CheckpointWriter final : public TensorSink {
  public:
   explicit CheckpointWriter(std::filesystem::path work_dir);
@@ -55,8 +55,6 @@ class CheckpointWriter final : public TensorSink {
   /// added and not committed is an error. The records' names are relative to `out_dir`. Throws
   /// `ResourceError` before writing when the disk is too small.
   std::vector<FileRecord> finish(const std::filesystem::path& out_dir, uint64_t shard_size) const;
-
-  void remove_parts();
 
  private:
   struct PartTensor {

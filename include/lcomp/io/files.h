@@ -16,7 +16,8 @@
 ///   1. fsync of the temporary file (the data is on the disk),
 ///   2. rename to the name (atomic within a directory),
 ///   3. fsync of the directory (the new name is on the disk).
-/// Failing system calls throw `ResourceError` with the path and the system's words.
+/// Failing system calls throw with the path and the system's words: `CorruptFile` when what should be read is
+/// not there, no regular file or closed to this user, `ResourceError` otherwise.
 namespace lcomp::io {
 
 class Descriptor;
@@ -87,6 +88,9 @@ void sync_tree(const std::filesystem::path& dir);
 
 /// Bytes that this user may still write to the file system of `dir`.
 uint64_t available_bytes(const std::filesystem::path& dir);
+
+/// Sum of the sizes of all regular files in `dir` and below it.
+uint64_t bytes_of_files(const std::filesystem::path& dir);
 
 /// Throws `ResourceError` naming both figures when fewer than `needed` bytes are available in `dir`.
 void require_free_space(const std::filesystem::path& dir, uint64_t needed);

@@ -10,4 +10,7 @@ namespace lcomp::io {
 /// perplexities are compared with.
 std::string with_unix_line_ends(std::string_view text);
 
+/// Throws `CorruptFile` with the file and the byte offset when `text`, the content of `file`, is not UTF-8.
+void require_utf8(std::string_view text, const std::string& file);
+
 }  // namespace lcomp::io

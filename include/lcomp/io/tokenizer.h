@@ -29,8 +29,8 @@ struct Encoding {
 /// several threads at once.
 class Tokenizer {
  public:
-  /// Throws `ResourceError` when the file cannot be read, `CorruptFile` when it breaks the rules of the
-  /// format (with the JSON pointer), and `Unsupported`, listing the known ones, when it names a component
+  /// Throws `CorruptFile` when the file cannot be read or breaks the rules of the format (with the JSON
+  /// pointer), and `Unsupported`, listing the known ones, when it names a component
   /// that this version does not have.
   static Tokenizer from_file(const std::filesystem::path& tokenizer_json);
 

@@ -74,7 +74,6 @@ struct Architecture {
   bool tied_embeddings = false;
   RopeSpec rope;
   std::vector<int64_t> windows;  ///< per layer: keys a token sees, itself included; 0 = all
-  std::string stored_dtype;      ///< what config.json says; informational
 
   std::string block_prefix(int64_t block) const { return "model.layers." + std::to_string(block) + "."; }
   std::vector<OperatorInfo> operators(int64_t block) const;
@@ -96,5 +95,9 @@ std::vector<std::string> known_families();
 /// `Unsupported` and names the known ones. `where` is the file's path, for messages. Both the transformers 4
 /// and 5 spellings are read.
 Architecture read_architecture(std::string_view config_json, const std::string& where);
+
+/// A warning for people when sequences of `length` tokens go beyond max_position_embeddings, where no
+/// training has been; "" when they do not.
+std::string beyond_positions(const Architecture& architecture, int64_t length);
 
 }  // namespace lcomp::model

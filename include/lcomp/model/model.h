@@ -19,8 +19,10 @@ namespace lcomp::model {
 /// the head are read when asked for, and belong to the caller.
 class Model {
  public:
-  /// Opens a Hugging Face directory. All names and shapes are checked here, before any value is read:
-  /// a missing tensor or a wrong shape is `CorruptFile`, tensors that no part of the model uses are warnings.
+  /// Opens a Hugging Face directory. All names and shapes are checked here, from the headers: a missing
+  /// tensor or a wrong shape is `CorruptFile`, tensors that no part of the model uses are warnings. Values
+  /// are read in one case: embedding and head that are both stored though config.json ties them are compared,
+  /// and a warning tells when they differ.
   static Model open(const std::filesystem::path& directory);
 
   /// The same over a checkpoint that need not be a directory. `where` names it in messages.
@@ -69,6 +71,7 @@ class Model {
   void check_tensor(const std::string& name, const std::vector<int64_t>& shape) const;
   void check_operator(const OperatorInfo& op) const;
   void check_all();
+  void warn_of_unused();
   at::Tensor read_rows(const std::string& name, int64_t begin, int64_t count) const;
 
   std::string config_json_;

@@ -39,7 +39,7 @@ struct PassOptions {
 /// Plain option structs (each with `void visit(FieldVisitor&)`) as the settings of a pass; their fields stand
 /// side by side in the job file. `PassOptionsOf<QuantScheme, GptqOptions>` needs no further code.
 template <class... Structs>
-struct PassOptionsOf final : PassOptions {
+struct PassOptionsOf : PassOptions {
   std::tuple<Structs...> values;
 
   template <class T>
@@ -93,6 +93,7 @@ struct PlannedOperator {
 struct PlannedWeight {
   std::string scheme;  ///< for people: "int4 symmetric, groups of 64"
   int64_t bytes_after = 0;
+  bool rounds_input = false;  ///< what the operator reads is quantized as well
 };
 
 /// One row of the table of methods.

@@ -41,7 +41,7 @@ struct MemoryPlan {
   uint64_t peak() const;
 };
 
-/// A job resolved against its model, without reading a weight.
+/// A job resolved against its model, from the headers of its files.
 struct Plan {
   std::vector<OperatorPlan> operators;
   /// Settings per pass and operator (in the order of `operators`); null where a pass leaves an operator
@@ -55,6 +55,7 @@ struct Plan {
   bool compares_streams = false;
   linalg::Precision compute = linalg::Precision::kF32;             ///< of the calibration's forward passes
   linalg::Precision evaluation_compute = linalg::Precision::kF32;  ///< of the evaluation
+  bool rounds_inputs = false;  ///< an operator's input is quantized as well
   bool activations_on_disk = false;
   int64_t batch_tokens = 0;
   int threads = 0;
@@ -73,7 +74,11 @@ struct Plan {
 /// be kept.
 Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model);
 
-/// The same from the job alone: opens the model (headers only).
+/// Once the evaluation text is read: puts the memory for its real number of windows into the plan. Throws
+/// ResourceError when `max_memory` cannot be kept.
+void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t windows);
+
+/// `make_plan` from the job alone: opens the model (headers only).
 Plan plan(const Job& job, const MethodTable& methods);
 
 }  // namespace lcomp::pipeline

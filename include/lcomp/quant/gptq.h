@@ -49,10 +49,16 @@ struct GptqResult {
   linalg::Rung rung = linalg::Rung::kFailed;
   double damping = 0;                 ///< the one that worked
   std::vector<std::string> attempts;  ///< factorisations that failed before it
-  int64_t dead_columns = 0;           ///< inputs that never fire (H_jj = 0); their weights become 0
-  bool fell_back = false;             ///< `weight` is the round-to-nearest one; `loss` is then `rtn_loss`
-  std::vector<int64_t> order;         ///< column order[i] was quantized i-th
+  /// Inputs that never fire (H_jj = 0). Their weights become 0; in a result that fell back they are rounded
+  /// as the others.
+  int64_t dead_columns = 0;
+  bool fell_back = false;      ///< `weight` is the round-to-nearest one; `loss` is then `rtn_loss`
+  std::vector<int64_t> order;  ///< column order[i] was quantized i-th
 };
+
+/// Throws InvalidArgument for an option out of its range, and Unsupported for those that exclude each other
+/// or the scheme: before any matrix is there.
+void check_gptq_options(const QuantScheme& scheme, const GptqOptions& options);
 
 /// What GPTQ needs of the inputs: shared by all operators that read the same activation.
 struct GptqFactor {

@@ -58,6 +58,8 @@ Measured measure(const EvalArguments& arguments, int threads, Observer& observer
   std::optional<model::Model> reference;
   if (!arguments.reference.empty()) reference = model::Model::open(arguments.reference);
   for (const std::string& warning : model.warnings()) observer.warning(warning);
+  const std::string beyond = model::beyond_positions(model.architecture(), arguments.windows.window);
+  if (!beyond.empty()) observer.warning("--window: " + beyond);
 
   const auto tokenizer =
       io::Tokenizer::from_file(std::filesystem::path(arguments.directory) / "tokenizer.json");
@@ -113,7 +115,7 @@ Command eval_command() {
   command.summary = "Measure the perplexity of a model on a text, and how far it is from the dense one";
   command.declare = [arguments](CLI::App& app) { declare(app, *arguments); };
   command.run = [arguments](const CommonOptions& common, Observer& observer) {
-    const Measured measured = measure(*arguments, common.threads, observer);
+    const Measured measured = measure(*arguments, common.threads.value_or(0), observer);
     return Answer{text_of(measured), json_of(measured)};
   };
   return command;

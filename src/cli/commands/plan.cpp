@@ -122,7 +122,7 @@ Command plan_command() {
   const auto arguments = std::make_shared<JobArguments>();
   Command command;
   command.name = "plan";
-  command.summary = "Show what a job would do, its sizes and its needs, without reading a weight";
+  command.summary = "Show what a job would do, its sizes and its needs, from the headers alone";
   command.declare = [arguments](CLI::App& app) { arguments->declare(app); };
   command.run = [arguments](const CommonOptions& common, Observer& observer) {
     const pipeline::MethodTable methods = pipeline::builtin_methods();

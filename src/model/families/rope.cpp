@@ -121,12 +121,34 @@ void yarn_frequencies(const RopeSpec& spec, std::vector<double>& frequencies) {
   }
 }
 
+/// Transformers 5 may give an object for each type of layer. The angles of our families are those of all
+/// layers, so these must agree.
+ConfigView rope_of_all_layers(const ConfigView& rope) {
+  std::optional<ConfigView> all;
+  for (const char* type : {"full_attention", "sliding_attention"}) {
+    if (!rope.mentions(type)) continue;
+    auto of_type = rope.object(type);
+    if (!of_type) rope.reject(type, "must be an object");
+    if (all && !all->equals(*of_type)) {
+      throw Unsupported(rope.place(type),
+                        "must equal full_attention: angles that differ between layers are not supported");
+    }
+    all = std::move(of_type);
+  }
+  return all.value_or(rope);
+}
+
 }  // namespace
 
 RopeSpec read_rope(const ConfigView& config, int64_t head_dim, int64_t max_positions) {
   RopeSpec spec;
   auto rope = config.object("rope_parameters");
   if (!rope) rope = config.object("rope_scaling");
+  if (rope) rope = rope_of_all_layers(*rope);
+  const auto older = config.object("rope_scaling");
+  if (rope && older && config.has("rope_parameters") &&
+      older->string("rope_type") != rope->string("rope_type"))
+    config.reject("rope_scaling", "must not contradict rope_parameters, which names another rope_type");
   spec.theta = (rope ? rope->number("rope_theta") : std::nullopt)
                    .value_or(config.number("rope_theta").value_or(10000.0));
   if (!(spec.theta > 1.0)) config.reject("rope_theta", "must be a number above 1");

@@ -4,6 +4,9 @@
 namespace lcomp::model {
 namespace {
 
+/// Far above any real model. Every layer takes memory before its first tensor is looked for.
+constexpr int64_t kMostLayers = int64_t{1} << 16;
+
 Activation read_activation(const ConfigView& config) {
   const std::string name = config.string("hidden_act").value_or("silu");
   if (name == "silu" || name == "swish") return Activation::kSilu;
@@ -20,6 +23,7 @@ Architecture read_skeleton(const ConfigView& config, const std::string& family) 
   a.hidden_size = config.positive("hidden_size");
   a.intermediate_size = config.positive("intermediate_size");
   a.layers = config.positive("num_hidden_layers");
+  if (a.layers > kMostLayers) config.reject("num_hidden_layers", "must be at most 2^16 = 65536");
   a.heads = config.positive("num_attention_heads");
   a.kv_heads = config.positive_or("num_key_value_heads", a.heads);
   a.vocab_size = config.positive("vocab_size");
@@ -42,7 +46,6 @@ Architecture read_skeleton(const ConfigView& config, const std::string& family) 
   a.tied_embeddings = config.boolean("tie_word_embeddings").value_or(false);
   a.rope = read_rope(config, a.head_dim, a.max_positions);
   a.windows.assign(static_cast<size_t>(a.layers), 0);
-  a.stored_dtype = config.string("dtype").value_or(config.string("torch_dtype").value_or(""));
   return a;
 }
 

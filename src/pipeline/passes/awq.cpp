@@ -93,7 +93,7 @@ MethodInfo awq_method() {
     const bool clips = options.part<AwqClipOptions>().clip &&
                        options.part<TransformSolverOptions>().solver == TransformSolver::kRtn;
     PassChain chain = chain_of(std::make_unique<AwqScalePass>(clips));
-    add_solver(chain, "awq", options);
+    if (auto solver = solver_pass("awq", options)) chain.push_back(std::move(solver));
     return chain;
   };
   return info;

@@ -158,6 +158,7 @@ MethodInfo gptq_method() {
     return options;
   };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
+    check_gptq(options);
     return plan_scheme(options.part<quant::QuantScheme>(), "gptq", op);
   };
   info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass("gptq", options)); };

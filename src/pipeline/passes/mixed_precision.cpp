@@ -240,6 +240,7 @@ PlannedWeight plan_weight(const PassOptions& options, const PlannedOperator& op)
     throw InvalidArgument(kMethod, fmt::format("min_bits must not exceed max_bits; they are {} and {}",
                                                mix.min_bits, mix.max_bits));
   }
+  check_gptq(options);
   const PlannedWeight widest = plan_scheme(with_bits(options, mix.max_bits), kMethod, op);
   const double weights = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
   return {fmt::format("int{} to {}", mix.min_bits, widest.scheme),

@@ -41,7 +41,7 @@ std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options);
 /// Weights by RTN or GPTQ, and the inputs of the operators quantized as well. Reads the parts QuantScheme,
 /// ActivationScheme, SolverOptions, GptqOptions and GptqOrderOptions of the settings.
 std::unique_ptr<Pass> quantized_input_pass(const std::string& method, const PassOptions& options);
-/// The same around a pass that leaves QuantizedWeights behind, for other methods' chains. Reads the part
+/// The same around any pass that leaves QuantizedWeights behind, for other methods' chains. Reads the part
 /// ActivationScheme.
 std::unique_ptr<Pass> quantized_input_pass(std::unique_ptr<Pass> weights, const PassOptions& options);
 /// What it makes of an operator; throws InvalidArgument for settings that do not fit it or each other.

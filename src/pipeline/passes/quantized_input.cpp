@@ -4,6 +4,7 @@
 #include "lcomp/quant/gptq.h"
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/scheme_plan.h"
+#include "pipeline/passes/solver.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -102,6 +103,7 @@ PlannedWeight plan_quantized_input(const PassOptions& options, const char* metho
         "compressed-tensors apply that one; received restricted");
   }
   planned.scheme += "; " + activations.describe();
+  planned.rounds_input = true;
   planned.bytes_after = quant::quantized_input_bytes(scheme, activations, op.out_features, op.in_features,
                                                      scheme.scale_type(op.dtype));
   return planned;
@@ -113,6 +115,9 @@ MethodInfo int8_method() {
   info.summary = "weights and activations as integers, 8 bits by default; products of integers";
   info.default_options = int8_options;
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
+    refuse_hessian_range(options.part<quant::QuantScheme>(),
+                         options.part<SolverOptions>().solver == Solver::kRtn, "int8");
+    if (options.part<SolverOptions>().solver == Solver::kGptq) check_gptq(options);
     return plan_quantized_input(options, "int8", op);
   };
   info.make_passes = [](const PassOptions& options) {

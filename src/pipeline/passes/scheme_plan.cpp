@@ -1,5 +1,6 @@
 #include "pipeline/passes/scheme_plan.h"
 
+#include "lcomp/quant/gptq.h"
 #include "lcomp/quant/quantized_weight.h"
 
 namespace lcomp::pipeline {
@@ -8,6 +9,10 @@ PlannedWeight plan_scheme(const quant::QuantScheme& scheme, const char* method, 
   scheme.validate({op.out_features, op.in_features}, method, op.name);
   return {scheme.describe(),
           quant::packed_bytes(scheme, op.out_features, op.in_features, scheme.scale_type(op.dtype))};
+}
+
+void check_gptq(const PassOptions& options) {
+  quant::check_gptq_options(options.part<quant::QuantScheme>(), options.part<quant::GptqOptions>());
 }
 
 quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype) {

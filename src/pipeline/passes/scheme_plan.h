@@ -8,6 +8,10 @@ namespace lcomp::pipeline {
 /// What a uniform grid makes of an operator: checks the scheme against the shape and counts the stored bytes.
 PlannedWeight plan_scheme(const quant::QuantScheme& scheme, const char* method, const PlannedOperator& op);
 
+/// Throws InvalidArgument or Unsupported for settings of GPTQ (parts QuantScheme and GptqOptions) that
+/// exclude each other.
+void check_gptq(const PassOptions& options);
+
 /// The scheme with "the model's type" for scales replaced by that type, so that weights may be passed in
 /// float32.
 quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype);

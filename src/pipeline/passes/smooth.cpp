@@ -6,10 +6,21 @@
 #include "core/stopwatch.h"
 #include "lcomp/model/fold.h"
 #include "lcomp/pipeline/pass.h"
+#include "lcomp/quant/gptq.h"
 #include "pipeline/passes/passes.h"
+#include "pipeline/passes/scheme_plan.h"
 #include "pipeline/passes/solver.h"
 
 namespace lcomp::pipeline {
+
+/// The authors' levels of efficiency (Xiao et al. 2023, table 2): one scale for a whole weight matrix, and
+/// for activations as below. Each is a set of presets of the settings `granularity` and `activation_...`.
+enum class SmoothLevel {
+  kCustom,  ///< those settings as they are given
+  kO1,      ///< dynamic, per token
+  kO2,      ///< dynamic, per tensor
+  kO3,      ///< static, per tensor
+};
 
 /// Which groups SmoothQuant scales.
 enum class SmoothGroups {
@@ -21,6 +32,10 @@ enum class SmoothGroups {
 
 namespace lcomp {
 template <>
+struct EnumNames<pipeline::SmoothLevel> {
+  static constexpr std::array<std::string_view, 4> names = {"custom", "o1", "o2", "o3"};
+};
+template <>
 struct EnumNames<pipeline::SmoothGroups> {
   static constexpr std::array<std::string_view, 2> names = {"all", "norms"};
 };
@@ -28,6 +43,8 @@ struct EnumNames<pipeline::SmoothGroups> {
 
 namespace lcomp::pipeline {
 namespace {
+
+constexpr const char* kSmoothQuant = "smoothquant";
 
 /// Tokens that the search for alpha looks at.
 constexpr int64_t kSampledTokens = 256;
@@ -42,14 +59,41 @@ struct SmoothGroupOptions {
   }
 };
 
-using SmoothPassOptions =
-    PassOptionsOf<quant::QuantScheme, quant::ActivationScheme, quant::SmoothOptions, SmoothGroupOptions>;
+using SmoothParts =
+    PassOptionsOf<quant::QuantScheme, quant::ActivationScheme, quant::SmoothOptions, SmoothGroupOptions,
+                  TransformSolverOptions, quant::GptqOptions, GptqOrderOptions>;
+
+class SmoothPassOptions final : public SmoothParts {
+ public:
+  /// The level comes first: settings that a job gives beside it win over its presets.
+  void visit(FieldVisitor& v) override {
+    const SmoothLevel before = level_;
+    v.field("level", level_,
+            "presets of granularity and activation_...: o1 (weights per tensor; activations per token), o2 "
+            "(activations per tensor), o3 (static), or custom (none)");
+    if (level_ != before) apply(level_);
+    SmoothParts::visit(v);
+  }
+  std::unique_ptr<PassOptions> clone() const override { return std::make_unique<SmoothPassOptions>(*this); }
+
+ private:
+  void apply(SmoothLevel level) {
+    if (level == SmoothLevel::kCustom) return;
+    get<quant::QuantScheme>().granularity = quant::Granularity::kTensor;
+    auto& activations = get<quant::ActivationScheme>();
+    activations.granularity = level == SmoothLevel::kO1 ? quant::ActivationGranularity::kToken
+                                                        : quant::ActivationGranularity::kTensor;
+    activations.dynamic = level != SmoothLevel::kO3;
+  }
+
+  SmoothLevel level_ = SmoothLevel::kCustom;
+};
 
 class SmoothPass final : public Pass {
  public:
   explicit SmoothPass(bool searches) : searches_(searches) {}
 
-  std::string name() const override { return "smoothquant"; }
+  std::string name() const override { return kSmoothQuant; }
   calib::Needs needs() const override {
     return {.abs_max = true, .sampled_tokens = searches_ ? kSampledTokens : 0};
   }
@@ -91,25 +135,38 @@ std::unique_ptr<PassOptions> smooth_options() {
   return options;
 }
 
+PlannedWeight plan_smooth(const PassOptions& options, const PlannedOperator& op) {
+  const auto& scheme = options.part<quant::QuantScheme>();
+  const TransformSolver solver = options.part<TransformSolverOptions>().solver;
+  refuse_hessian_range(scheme, solver == TransformSolver::kRtn, kSmoothQuant);
+  if (solver == TransformSolver::kGptq) check_gptq(options);
+  const PlannedWeight planned = plan_quantized_input(options, kSmoothQuant, op);
+  return solver == TransformSolver::kNone ? plan_scaled(op) : planned;
+}
+
+PassChain smooth_passes(const PassOptions& options) {
+  PassChain chain = chain_of(std::make_unique<SmoothPass>(options.part<quant::SmoothOptions>().search_alpha));
+  if (auto solver = solver_pass(kSmoothQuant, options))
+    chain.push_back(quantized_input_pass(std::move(solver), options));
+  return chain;
+}
+
 }  // namespace
 
 MethodInfo smoothquant_method() {
   MethodInfo info;
-  info.name = "smoothquant";
+  info.name = kSmoothQuant;
   info.summary =
-      "the range of outlier channels moved from activations into weights (Xiao et al. 2023); a pass behind "
-      "it quantizes";
+      "the range of outlier channels moved from activations into weights, then both as integers of 8 bits "
+      "(Xiao et al. 2023)";
   info.needs_calibration = true;
   info.default_options = smooth_options;
-  info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
-    options.part<quant::QuantScheme>().validate({op.out_features, op.in_features}, "smoothquant", op.name);
-    options.part<quant::ActivationScheme>().validate("smoothquant");
-    return plan_scaled(op);
+  info.plan_weight = plan_smooth;
+  info.effect = [](const PassOptions& options) {
+    return Effect{.transforms = true,
+                  .quantizes = options.part<TransformSolverOptions>().solver != TransformSolver::kNone};
   };
-  info.effect = [](const PassOptions&) { return Effect{.transforms = true, .quantizes = false}; };
-  info.make_passes = [](const PassOptions& options) {
-    return chain_of(std::make_unique<SmoothPass>(options.part<quant::SmoothOptions>().search_alpha));
-  };
+  info.make_passes = smooth_passes;
   return info;
 }
 

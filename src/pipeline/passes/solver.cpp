@@ -55,31 +55,32 @@ PlannedWeight plan_scaled(const PlannedOperator& op) {
           op.out_features * op.in_features * static_cast<int64_t>(c10::elementSize(op.dtype))};
 }
 
+void refuse_hessian_range(const quant::QuantScheme& scheme, bool rounds_to_nearest, const char* method) {
+  if (scheme.range != quant::RangeRule::kHessian || !rounds_to_nearest) return;
+  throw InvalidArgument(
+      method, "range hessian needs the solver gptq; rtn takes no statistics of the inputs. Use range mse");
+}
+
 PlannedWeight plan_solved(const PassOptions& options, const char* method, const PlannedOperator& op) {
   const auto& scheme = options.part<quant::QuantScheme>();
-  if (scheme.range == quant::RangeRule::kHessian &&
-      options.part<TransformSolverOptions>().solver == TransformSolver::kRtn) {
-    throw InvalidArgument(
-        method,
-        "range hessian needs the solver gptq; rtn has no statistics of the scaled inputs (clip "
-        "searches ranges by the same error)");
-  }
+  refuse_hessian_range(scheme, options.part<TransformSolverOptions>().solver == TransformSolver::kRtn,
+                       method);
+  if (options.part<TransformSolverOptions>().solver == TransformSolver::kGptq) check_gptq(options);
   PlannedWeight planned = plan_scheme(scheme, method, op);
   if (options.part<TransformSolverOptions>().solver != TransformSolver::kNone) return planned;
   return plan_scaled(op);
 }
 
-void add_solver(PassChain& chain, const std::string& method, const PassOptions& options) {
+std::unique_ptr<Pass> solver_pass(const std::string& method, const PassOptions& options) {
   switch (options.part<TransformSolverOptions>().solver) {
     case TransformSolver::kRtn:
-      chain.push_back(rtn_pass(method));
-      break;
+      return rtn_pass(method);
     case TransformSolver::kGptq:
-      chain.push_back(gptq_pass(method, options));
-      break;
+      return gptq_pass(method, options);
     case TransformSolver::kNone:
       break;
   }
+  return nullptr;
 }
 
 }  // namespace lcomp::pipeline

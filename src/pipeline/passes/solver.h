@@ -45,12 +45,15 @@ void report_transform(const model::Block& block, const TransformGroup& members, 
 /// What becomes of an operator that is scaled and not rounded.
 PlannedWeight plan_scaled(const PlannedOperator& op);
 
+/// Throws InvalidArgument where rounding to nearest is to fit ranges by statistics of inputs that it has not.
+void refuse_hessian_range(const quant::QuantScheme& scheme, bool rounds_to_nearest, const char* method);
+
 /// `plan_weight` of a method that ends in a solver (settings with the parts QuantScheme and
 /// TransformSolverOptions).
 PlannedWeight plan_solved(const PassOptions& options, const char* method, const PlannedOperator& op);
 
-/// Appends the solver's pass, if there is one, under the name of the method.
-void add_solver(PassChain& chain, const std::string& method, const PassOptions& options);
+/// The solver's pass under the name of the method; null for `none`.
+std::unique_ptr<Pass> solver_pass(const std::string& method, const PassOptions& options);
 
 }  // namespace lcomp::pipeline
 

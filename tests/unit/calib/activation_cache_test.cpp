@@ -94,6 +94,16 @@ TEST_CASE("a disk cache larger than the disk is refused before it is used", "[ca
   REQUIRE_FALSE(fs::exists(dir / "cache"));
 }
 
+TEST_CASE("sizes beyond 64 bits are refused, not wrapped around", "[calib][cache]") {
+  REQUIRE(ActivationCache::bytes_needed({int64_t{1} << 44}, 1 << 10) == uint64_t{1} << 56);
+  const auto call = [] { ActivationCache::bytes_needed({int64_t{1} << 50}, int64_t{1} << 31); };
+  REQUIRE_THROWS_AS(call(), ResourceError);
+  REQUIRE(test::error_text(call) ==
+          "[ActivationCache] the values of 1125899906842624 tokens, 2147483648 each, must take at most "
+          "72057594037927936 bytes; they take more");
+  REQUIRE_THROWS_AS(ActivationCache({int64_t{1} << 50}, int64_t{1} << 31, Storage::kMemory), ResourceError);
+}
+
 TEST_CASE("a disk cache that was cut short meanwhile is an error, not a shorter sample", "[calib][cache]") {
   const test::TempDir dir;
   ActivationCache cache({4}, 4, Storage::kDisk, dir / "cache");

@@ -80,6 +80,29 @@ TEST_CASE("dropping leaves out short documents and takes as many windows from th
   REQUIRE(out.short_packed == 0);
 }
 
+TEST_CASE("where windows have several lengths, a document gives the longest wanted ones that fit",
+          "[calib][samples]") {
+  REQUIRE(sequence_lengths(2, 8, 5) == Ids{8, 2, 2, 2, 2});
+  const calib::SampleOptions drop{
+      .samples = 2, .length = 8, .starts = 5, .short_samples = ShortSamples::kDrop};
+  const auto out =
+      make_samples({counting(0, 3), counting(10, 1), counting(20, 13), counting(40, 9)}, drop, "text");
+  REQUIRE(out.sequences == std::vector<Ids>{counting(0, 2), counting(20, 8), counting(28, 2), counting(30, 2),
+                                            counting(40, 2)});
+  REQUIRE(out.short_dropped == 1);
+  REQUIRE(out.warnings.empty());
+
+  const auto only_short = make_samples({counting(0, 3), counting(10, 3)}, drop, "text");
+  REQUIRE(only_short.sequences == std::vector<Ids>{counting(0, 2), counting(10, 2)});
+  REQUIRE(only_short.short_dropped == 0);
+
+  const calib::SampleOptions error{
+      .samples = 2, .length = 8, .starts = 5, .short_samples = ShortSamples::kError};
+  REQUIRE(test::error_text([&] {
+            make_samples({counting(0, 3), counting(10, 1)}, error, "text");
+          }) == "[text] document 2 must have at least 2 tokens (short = \"error\"); it has 1");
+}
+
 TEST_CASE("the error policy names the short document", "[calib][samples]") {
   const auto call = [] {
     make_samples({counting(0, 4), counting(10, 3)},
@@ -141,4 +164,8 @@ TEST_CASE("text, lines of JSON and token ids are read alike", "[calib][samples]"
   REQUIRE_THAT(text_of("field.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"a\"}"),
                Catch::StartsWith(place + "field.jsonl:2") && Catch::Contains("text"));
   REQUIRE_THAT(text_of("broken.jsonl", "{\"text\": "), Catch::StartsWith(place + "broken.jsonl:1"));
+  REQUIRE(text_of("latin1.txt", "\r\na\xFF") ==
+          place + "latin1.txt] the text must be valid UTF-8; byte 3 (0xFF) is not");
+  REQUIRE_THROWS_AS(read("latin1.txt", "\xFF"), CorruptFile);
+  REQUIRE_THAT(text_of("latin1.jsonl", "{\"text\": \"\xFF\"}"), Catch::StartsWith(place + "latin1.jsonl:1"));
 }

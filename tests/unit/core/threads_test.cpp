@@ -35,6 +35,12 @@ TEST_CASE("parallel_for rethrows the exception of the lowest failing index", "[c
   }
 }
 
+TEST_CASE("the number of threads is known without starting them", "[core][threads]") {
+  REQUIRE(lcomp::thread_count(4096) == 4096);
+  REQUIRE(lcomp::thread_count(0) >= 1);
+  for (const int threads : {-1, 0, 1, 3}) REQUIRE(lcomp::thread_count(threads) == ThreadPool(threads).size());
+}
+
 TEST_CASE("parallel_for without a pool runs on the calling thread", "[core][threads]") {
   int sum = 0;
   lcomp::parallel_for(nullptr, 5, [&](int64_t i, int worker) {

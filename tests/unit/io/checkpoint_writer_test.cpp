@@ -94,8 +94,6 @@ TEST_CASE("a resumed writer, and a repeated finish, give the same bytes", "[io][
   REQUIRE(contents(dir / "whole").size() == 4);
   REQUIRE(contents(dir / "resumed") == contents(dir / "whole"));
   REQUIRE(contents(dir / "again") == contents(dir / "whole"));
-  resumed.remove_parts();
-  REQUIRE_FALSE(std::filesystem::exists(dir / "work/blocks"));
 }
 
 TEST_CASE("a checkpoint without tensors is a valid empty file", "[io][checkpoint]") {
@@ -117,7 +115,7 @@ TEST_CASE("misuse of the checkpoint writer is refused", "[io][checkpoint]") {
                       "[CheckpointWriter::finish] shard_size must be at least 1 byte; it is 0");
   REQUIRE_THROWS_WITH(writer.adopt_part("x"),
                       "[CheckpointWriter::adopt_part] a tensor must be added once; \"a\" comes again");
-  REQUIRE_THROWS_AS(CheckpointWriter(dir / "work").adopt_part("none"), ResourceError);
+  REQUIRE_THROWS_AS(CheckpointWriter(dir / "work").adopt_part("none"), CorruptFile);
 }
 
 TEST_CASE("8-bit floats are stored with their type, and any tensor is copied with its own",

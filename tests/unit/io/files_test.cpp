@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <catch2/catch.hpp>
 #include <csignal>
@@ -99,11 +100,16 @@ TEST_CASE("a write that fails half-way leaves nothing behind", "[io][files]") {
 
 TEST_CASE("failing file operations name the path and the reason", "[io][files]") {
   const test::TempDir dir;
-  REQUIRE_THROWS_AS(read_file(dir / "none"), ResourceError);
+  REQUIRE_THROWS_AS(read_file(dir / "none"), CorruptFile);
   REQUIRE_THROWS_WITH(read_file(dir / "none"),
                       Contains("none] the file must be opened; No such file or directory"));
+  REQUIRE_THROWS_AS(read_file(dir.path()), CorruptFile);
   REQUIRE_THROWS_WITH(read_file(dir.path()),
                       Contains("the file must be a regular file; it is a directory or a device"));
+  REQUIRE(::mkfifo((dir / "pipe").c_str(), 0600) == 0);  // nobody writes: reading would wait forever
+  REQUIRE_THROWS_AS(read_file(dir / "pipe"), CorruptFile);
+  REQUIRE_THROWS_AS(write_file_atomic(dir / "none/f", ""), ResourceError);
+  REQUIRE_THROWS_AS(list_directory(dir / "none"), CorruptFile);
   REQUIRE_THROWS_WITH(write_file_atomic(dir / "none/f", ""),
                       Contains("f.tmp] the file must be created; No such file"));
   REQUIRE_THROWS_WITH(list_directory(dir / "none"),
@@ -131,7 +137,7 @@ TEST_CASE("directories are made with their parents, listed in order and synchron
           std::vector<std::filesystem::path>{dir / "a/1", dir / "a/2", dir / "a/b"});
   std::filesystem::create_symlink("nowhere", dir / "a/link");
   REQUIRE_NOTHROW(sync_tree(dir.path()));
-  REQUIRE_THROWS_AS(sync_tree(dir / "none"), ResourceError);
+  REQUIRE_THROWS_AS(sync_tree(dir / "none"), CorruptFile);
 }
 
 TEST_CASE("too little disk is refused with both figures", "[io][files]") {

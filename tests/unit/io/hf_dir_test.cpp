@@ -31,7 +31,7 @@ TEST_CASE("tokenizer, generation settings and licences go along; weights and mod
     REQUIRE(records[i] == record_of(dir / "to", wanted[i]));
     REQUIRE(read_file(dir / "to" / wanted[i]) == "content of " + wanted[i]);
   }
-  REQUIRE_THROWS_AS(companion_files(dir / "none"), ResourceError);
+  REQUIRE_THROWS_AS(companion_files(dir / "none"), CorruptFile);
 }
 
 TEST_CASE("a config keeps unknown fields and the order of its keys", "[io][hf_dir]") {

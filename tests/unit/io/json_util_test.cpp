@@ -2,9 +2,6 @@
 
 #include <catch2/catch.hpp>
 
-#include "lcomp/io/files.h"
-#include "support/test_data.h"
-
 using namespace lcomp;
 using namespace lcomp::io;
 using Catch::Contains;
@@ -91,18 +88,6 @@ TEST_CASE("parsing an ordered object takes time proportional to its keys", "[io]
   REQUIRE(parse_ordered_json(text, "x").size() == 100000);  // quadratic insertion would take minutes
 }
 
-TEST_CASE("a JSON file is read whole, and its path stands in errors", "[io][json]") {
-  const test::TempDir dir;
-  write_file_atomic(dir / "good.json", "{\"b\":1,\"a\":2}");
-  REQUIRE(read_json(dir / "good.json")["a"] == 2);
-  REQUIRE(read_ordered_json(dir / "good.json").begin().key() == "b");
-  write_file_atomic(dir / "bad.json", "{");
-  REQUIRE_THROWS_WITH(read_json(dir / "bad.json"),
-                      Contains((dir / "bad.json").string() + ": line 1, column 2]"));
-  REQUIRE_THROWS_WITH(read_json(dir / "none.json"),
-                      Contains("none.json] the file must be opened; No such file"));
-}
-
 TEST_CASE("a view's getters return values and name the place of a wrong one", "[io][json]") {
   const Json json = parse_json(
       R"({"n": 8, "x": 0.5, "s": "t", "f": true, "l": [1, 2], "w": ["u", "v"], "z": null,
@@ -122,7 +107,6 @@ TEST_CASE("a view's getters return values and name the place of a wrong one", "[
   REQUIRE_FALSE(view.find("absent"));
   REQUIRE(view.integer_or("z", 3) == 3);
   REQUIRE(view.integer_or("n", 3) == 8);
-  REQUIRE(view.number_or("absent", 1.5) == 1.5);
   REQUIRE(view.text_or("absent", "d") == "d");
   REQUIRE(view.boolean_or("f", false));
 

@@ -72,7 +72,7 @@ TEST_CASE("every safetensors fixture of the reference opens and every tensor rea
     WARN("skipped: no shared test data");
     return;
   }
-  const Json manifest = read_json(*folder / "manifest.json");
+  const Json manifest = parse_json(read_file(*folder / "manifest.json"), "manifest.json");
   for (const auto& [name, entry] : manifest["files"].items()) {
     CAPTURE(name);
     const SafetensorsFile file(*folder / name);

@@ -325,7 +325,7 @@ TEST_CASE("text that is not UTF-8 and ids outside the vocabulary are refused", "
 }
 
 TEST_CASE("a missing tokenizer file is named", "[io][tokenizer]") {
-  REQUIRE_THROWS_AS(Tokenizer::from_file("/nonexistent/tokenizer.json"), lcomp::ResourceError);
+  REQUIRE_THROWS_AS(Tokenizer::from_file("/nonexistent/tokenizer.json"), lcomp::CorruptFile);
   REQUIRE_THROWS_WITH(Tokenizer::from_file("/nonexistent/tokenizer.json"),
                       Catch::Contains("/nonexistent/tokenizer.json"));
 }

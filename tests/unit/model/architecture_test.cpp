@@ -65,6 +65,22 @@ TEST_CASE("transformers 5 rope_parameters and transformers 4 fields mean the sam
   REQUIRE(v4.inverse_frequencies(10).at(0) == 0.25F);
 }
 
+TEST_CASE("rope_parameters per type of layer are read when they agree", "[model][rope]") {
+  const std::string linear = R"({"rope_type":"linear","factor":4,"rope_theta":5000.0})";
+  const auto plain = read("\"rope_parameters\":" + linear + ",").rope;
+  const auto one = read(R"("rope_parameters":{"full_attention":)" + linear + "},").rope;
+  const auto two =
+      read(R"("rope_parameters":{"sliding_attention":)" + linear + R"(,"full_attention":)" + linear + "},")
+          .rope;
+  REQUIRE(one.inverse_frequencies(10) == plain.inverse_frequencies(10));
+  REQUIRE(two.inverse_frequencies(10) == plain.inverse_frequencies(10));
+  REQUIRE_THROWS_WITH(
+      read(R"("rope_parameters":{"full_attention":{"rope_theta":7.0},"sliding_attention":)" + linear + "},"),
+      Catch::Contains("/rope_parameters/sliding_attention] must equal full_attention"));
+  REQUIRE_THROWS_WITH(read(R"("rope_parameters":{"rope_theta":7.0},"rope_scaling":)" + linear + ","),
+                      Catch::Contains("/rope_scaling] must not contradict rope_parameters"));
+}
+
 TEST_CASE("the dynamic rope equals the default until the context limit is passed", "[model][rope]") {
   const auto dynamic =
       read(R"("max_position_embeddings":64,"rope_scaling":{"rope_type":"dynamic","factor":2.0},)").rope;
@@ -139,6 +155,11 @@ TEST_CASE("a config that cannot be read names the file, the field and what must 
                         R"("num_hidden_layers":1,"num_attention_heads":4,"vocab_size":8})",
                         "c"),
       Catch::Contains("must be a multiple of num_attention_heads = 4 when head_dim is absent; it is 33"));
+  REQUIRE_THROWS_WITH(
+      read_architecture(R"({"model_type":"llama","hidden_size":32,"intermediate_size":4,)"
+                        R"("num_hidden_layers":65537,"num_attention_heads":4,"vocab_size":8})",
+                        "c"),
+      "[c: /num_hidden_layers] must be at most 2^16 = 65536; it is 65537");
   REQUIRE_THROWS_WITH(read_architecture("[]", "c"), "[c] must be an object; it is an array");
   REQUIRE_THROWS_WITH(read_architecture(R"({"model_type":"llama"})", "c"),
                       "[c: /hidden_size] must be an integer from 1 to 2^31; it is absent");

@@ -85,6 +85,22 @@ TEST_CASE("buffers that old files carry along are skipped", "[model]") {
   REQUIRE(model.parameters() == TinyLlama().model().parameters());
 }
 
+TEST_CASE(
+    "tensors that no part of the model reads are warned of, with a bias that the config does not announce",
+    "[model]") {
+  TinyLlama llama;
+  llama.tensors["model.layers.0.self_attn.q_proj.bias"] = at::ones({16});
+  llama.tensors["model.layers.9.mlp.up_proj.weight"] = at::ones({32, 16});
+  llama.tensors["model.layers.0.mlp.up_proj.output_scale"] = at::ones({1});
+  REQUIRE(
+      llama.model().warnings() ==
+      std::vector<std::string>{"tiny: tensors that no part of the model reads are only copied: "
+                               "model.layers.0.self_attn.q_proj.bias, model.layers.9.mlp.up_proj.weight"});
+  llama.tensors.erase("model.layers.9.mlp.up_proj.weight");
+  llama.tensors.erase("model.layers.0.self_attn.q_proj.bias");
+  REQUIRE(llama.model().warnings().empty());
+}
+
 TEST_CASE("missing tensors and wrong shapes are named when the model is opened", "[model]") {
   for (const std::string name : {"model.norm.weight", "lm_head.weight", "model.layers.1.mlp.down_proj.weight",
                                  "model.layers.0.post_attention_layernorm.weight"}) {
@@ -145,6 +161,22 @@ TEST_CASE("NaN and infinite values are refused with their place when a block is 
       Catch::EndsWith("] the tensor 'model.layers.1.input_layernorm.weight' must hold finite values; "
                       "the one at [2] is NaN or infinite"));
   REQUIRE(model.read_finite("model.norm.weight").equal(llama.tensors["model.norm.weight"]));
+}
+
+TEST_CASE("NaN in rows of embedding and head are refused with their place", "[model]") {
+  TinyLlama llama;
+  llama.tensors["model.embed_tokens.weight"][7][1] = NAN;
+  llama.tensors["lm_head.weight"][33][2] = -INFINITY;
+  const auto model = llama.model();
+  REQUIRE(model.embed(std::vector<int64_t>{6, 8}).sizes() == at::IntArrayRef({2, 16}));
+  REQUIRE_THROWS_AS(model.embed(std::vector<int64_t>{6, 7}), CorruptFile);
+  REQUIRE_THAT(
+      test::error_text([&] { model.embed(std::vector<int64_t>{7}); }),
+      Catch::EndsWith("'model.embed_tokens.weight' must hold finite values; the one at [7, 1] is NaN or "
+                      "infinite"));
+  REQUIRE_THAT(
+      test::error_text([&] { model.head_rows(30, 10); }),
+      Catch::EndsWith("'lm_head.weight' must hold finite values; the one at [33, 2] is NaN or infinite"));
 }
 
 TEST_CASE("a packed operator decodes, and counts as the matrix it stands for", "[model]") {

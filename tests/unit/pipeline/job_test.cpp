@@ -184,6 +184,13 @@ TEST_CASE("the number of starts fits the token budget", "[pipeline][job]") {
         "got 65");
 }
 
+TEST_CASE("the numbers of samples and starts are bounded, because plans list them", "[pipeline][job]") {
+  CHECK(parse(with(R"("calibration": {"samples": 1048576})")).calibration.samples == 1 << 20);
+  CHECK(error(with(R"("calibration": {"samples": 1048577, "starts": 1073741824})")) ==
+        "[job.json: /calibration/samples] must be an integer from 1 to 1048576; got 1048577\n"
+        "[job.json: /calibration/starts] must be an integer from 0 to 1048576; got 1073741824");
+}
+
 TEST_CASE("errors of a job are of the kind that the command line calls bad usage", "[pipeline][job]") {
   CHECK_THROWS_AS(parse("{}"), ConfigError);
   CHECK_THROWS_AS(parse("{"), ConfigError);

@@ -216,7 +216,7 @@ TEST_CASE("arguments that do not fit are refused by gptq", "[quant][gptq]") {
   };
   const QuantScheme scheme{.group_size = 16};
   REQUIRE(text(weight, h, {.group_size = 10}) ==
-          "[gptq] group_size must divide the 32 input columns; received 10");
+          "[gptq] group_size must divide the 32 input columns, as 8 does; received 10");
   REQUIRE(text(weight, correlated_moment(31, 40), scheme) ==
           "[gptq] the second moment must be [32, 32] of float32 or float64; received [31, 31] of float64");
   REQUIRE(text(weight, h.to(at::kHalf), scheme) ==

@@ -12,10 +12,11 @@ TEST_CASE("a group size that does not divide is refused with the operator's name
   REQUIRE(error_text([&] {
             scheme.validate({8192, 28672}, "gptq", "layers.3.mlp.down_proj");
           }) ==
-          "[gptq] group_size must divide the 28672 input columns of 'layers.3.mlp.down_proj'; received 100");
+          "[gptq] group_size must divide the 28672 input columns of 'layers.3.mlp.down_proj', as 64 does; "
+          "received 100");
   REQUIRE(error_text([&] {
             scheme.validate({4, 64}, "rtn");
-          }) == "[rtn] group_size must divide the 64 input columns; received 100");
+          }) == "[rtn] group_size must divide the 64 input columns, as 64 does; received 100");
   REQUIRE_NOTHROW(
       QuantScheme{.granularity = Granularity::kChannel, .group_size = 100}.validate({4, 64}, "rtn"));
 }

@@ -1,4 +1,4 @@
-// What an outside program sees of an installed lcomp: headers that compile, archives that link.
+// A program that needs the mathematics alone: the headers compile, the archive links.
 #include <ATen/ATen.h>
 
 #include <lcomp/lcomp.h>

@@ -1,0 +1,57 @@
+// Any bytes as the safetensors file of a model of one block whose operators are stored in all formats:
+// refused as corrupt, or every weight decodes and can be applied. The seed is the output of a job on a random
+// llama of that size, weights_config.json its config.json.
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "io/safetensors_header.h"
+#include "lcomp/core/error.h"
+#include "lcomp/io/files.h"
+#include "lcomp/io/safetensors.h"
+#include "lcomp/model/model.h"
+
+namespace {
+
+using namespace lcomp;
+
+/// The file's tensors in memory; those of types that LibTorch has no name for are left out.
+io::CheckpointPtr checkpoint_of(std::string_view file) {
+  const uint64_t length = io::safetensors_header_length(file.substr(0, 8), file.size(), "fuzz");
+  const auto header = io::parse_safetensors_header(file.substr(8, length), file.size(), "fuzz");
+  std::map<std::string, at::Tensor> tensors;
+  std::set<std::string> float8;
+  for (const io::TensorInfo& info : header.tensors) {
+    const bool is_float8 = info.dtype == io::StoredDtype::kF8E4M3;
+    const auto type = is_float8 ? std::optional(at::kByte) : io::scalar_type_of(info.dtype);
+    if (!type) continue;
+    at::Tensor tensor = at::empty(info.shape, *type);
+    if (tensor.nbytes() > 0)
+      std::memcpy(tensor.data_ptr(), file.data() + header.data_begin + info.begin, tensor.nbytes());
+    tensors[info.name] = tensor;
+    if (is_float8) float8.insert(info.name);
+  }
+  return std::make_shared<io::MemoryCheckpoint>(tensors, float8);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  static const std::string config = io::read_file(LCOMP_FUZZ_CONFIG);
+  try {
+    const model::Model model(config, checkpoint_of({reinterpret_cast<const char*>(data), size}), "fuzz");
+    const model::Block block = model.load_block(0);
+    for (const model::LinearOp& op : block.ops()) {
+      op.weight->dense();
+      if (op.weight->quantizes_input()) op.weight->apply(at::ones({2, op.info.in_features}));
+    }
+  } catch (const CorruptFile&) {
+  } catch (const Unsupported&) {
+  }
+  return 0;
+}
