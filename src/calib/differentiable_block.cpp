@@ -15,8 +15,10 @@ enum Operator : size_t { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
 constexpr int64_t kQueryTile = 256;
 
 at::Tensor project(const BlockValues& values, size_t op, const at::Tensor& input) {
-  const at::Tensor product = at::matmul(input, values.weights[op].t());
-  return values.biases[op].defined() ? product + values.biases[op] : product;
+  if (values.inputs) values.inputs->at(op) = input.detach();
+  at::Tensor product = at::matmul(input, values.weights[op].t());
+  if (values.biases[op].defined()) product = product + values.biases[op];
+  return values.output_offsets.empty() ? product : product + values.output_offsets[op];
 }
 
 /// 0 where query `begin + r` sees key `key_begin + c`, -infinity elsewhere; [rows, keys].

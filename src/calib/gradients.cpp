@@ -17,6 +17,8 @@ struct SampleGradients {
   std::vector<at::Tensor> weights;
   at::Tensor heads;
   at::Tensor channels;
+  std::vector<at::Tensor> moments;
+  std::vector<at::Tensor> outputs;
 };
 
 std::vector<int64_t> lengths_of(const std::vector<std::vector<int64_t>>& sequences) {
@@ -58,6 +60,23 @@ void accumulate(ThreadPool& pool, const at::Tensor& from, bool squares, at::Tens
       for (int64_t i = piece * kPiece; i < end; ++i) sum[i] += x[i];
     }
   });
+}
+
+/// Sums over the tokens of one sample: per group the inputs' moment weighted by the squared gradients of its
+/// operators, and per operator the squared gradients themselves. `gradients`: `[tokens, out]` per operator.
+void sum_moments(const std::vector<model::GroupInfo>& groups, const std::vector<at::Tensor>& inputs,
+                 const std::vector<at::Tensor>& gradients, SampleGradients& to) {
+  to.outputs.resize(gradients.size());
+  for (const model::GroupInfo& group : groups) {
+    const at::Tensor& x = inputs[group.operators.front()];
+    at::Tensor weights = at::zeros({x.size(0), 1}, at::kFloat);
+    for (const size_t op : group.operators) {
+      const at::Tensor squares = gradients[op].square();
+      to.outputs[op] = squares.sum(0);
+      weights += squares.sum(1, /*keepdim=*/true);
+    }
+    to.moments.push_back(at::matmul((x * weights).t(), x));
+  }
 }
 
 /// One forward pass of all samples through all blocks.
@@ -132,12 +151,19 @@ SampleGradients GradientSweep::State::differentiate(const DifferentiableBlock& b
     by.push_back(values.head_mask = at::ones({model.architecture().heads}).requires_grad_());
     by.push_back(values.channel_mask = at::ones({model.architecture().intermediate_size}).requires_grad_());
   }
+  if (needs.moments) {
+    values.inputs = std::make_shared<std::vector<at::Tensor>>(values.weights.size());
+    for (const at::Tensor& weight : values.weights) {
+      values.output_offsets.push_back(at::zeros({hidden.size(0), weight.size(0)}).requires_grad_());
+      by.push_back(values.output_offsets.back());
+    }
+  }
   if (by.empty()) return {};
   const at::Tensor output = block.forward(values, hidden);
   auto gradients = torch::autograd::grad({output}, by, {stream.load(sample, width)});
   SampleGradients result;
   size_t next = 0;
-  if (hand_on) stream.store(sample, gradients[next++].contiguous());
+  if (hand_on) ++next;
   if (needs.squares || needs.products) {
     for (size_t op = 0; op < values.weights.size(); ++op) result.weights.push_back(gradients[next++]);
   }
@@ -145,6 +171,14 @@ SampleGradients GradientSweep::State::differentiate(const DifferentiableBlock& b
     result.heads = gradients[next++];
     result.channels = gradients[next++];
   }
+  if (needs.moments) {
+    const at::AutoGradMode disabled(false);
+    const std::vector<at::Tensor> by_output(gradients.begin() + static_cast<std::ptrdiff_t>(next),
+                                            gradients.end());
+    sum_moments(model.architecture().groups(index), *values.inputs, by_output, result);
+  }
+  // Last: the derivative by the last operator's output may be the memory that this overwrites.
+  if (hand_on) stream.store(sample, gradients[0].contiguous());
   return result;
 }
 
@@ -215,6 +249,14 @@ BlockGradients GradientSweep::backward(int64_t i, const GradientNeeds& needs, in
     out.heads = at::empty({s.samples(), a.heads}, at::kFloat);
     out.channels = at::empty({s.samples(), a.intermediate_size}, at::kFloat);
   }
+  if (needs.moments) {
+    for (const at::Tensor& weight : values.weights)
+      out.outputs.push_back(at::zeros({weight.size(0)}, at::kFloat));
+    for (const model::GroupInfo& group : a.groups(i)) {
+      const int64_t in = values.weights[group.operators.front()].size(1);
+      out.moments.push_back(at::zeros({in, in}, at::kFloat));
+    }
+  }
   // As many samples side by side as there are threads. The sums take them in order, so their number shows in
   // no bit of the result.
   for (int64_t begin = 0; begin < s.samples(); begin += s.pool.size()) {
@@ -233,6 +275,10 @@ BlockGradients GradientSweep::backward(int64_t i, const GradientNeeds& needs, in
         out.heads[begin + k].copy_(sample.heads);
         out.channels[begin + k].copy_(sample.channels);
       }
+      for (size_t g = 0; g < sample.moments.size(); ++g)
+        accumulate(s.pool, sample.moments[g], false, out.moments[g]);
+      for (size_t op = 0; op < sample.outputs.size(); ++op)
+        accumulate(s.pool, sample.outputs[op], false, out.outputs[op]);
       sample = {};
     }
   }

@@ -218,7 +218,7 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
     }
     // The factorisation of the widest input is the peak of the run's memory.
     if (g + 1 == block.groups().size()) samples_.runner->release_buffers();
-    if (pass.needs().gradient_squares) stats.gradient_squares = read_gradients(block, g, context);
+    read_gradients(pass.needs(), block, g, context, stats);
     const PhaseClock::Scope scope(clock_, "solve", &row.solve_seconds);
     pass.compress(block, g, stats, context);
   }
@@ -312,7 +312,7 @@ void Run::run_pass(size_t p, model::Block& block, Observed& observed, BlockRow& 
     }
     check_cancelled();
     calib::InputStats stats = pass.needs().any() ? current_stats(block, observed, g) : calib::InputStats{};
-    if (pass.needs().gradient_squares) stats.gradient_squares = read_gradients(block, g, context);
+    read_gradients(pass.needs(), block, g, context, stats);
     const PhaseClock::Scope scope(clock_, "solve", &row.solve_seconds);
     pass.compress(block, g, stats, context);
   }

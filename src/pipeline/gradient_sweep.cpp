@@ -1,5 +1,7 @@
 #include <malloc.h>
 
+#include <functional>
+
 #include "lcomp/calib/gradients.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
@@ -15,6 +17,13 @@ namespace {
 
 std::string gradient_step(int64_t block) {
   return fmt::format("gradients {}", block);
+}
+
+std::string outputs_name(const std::string& op) {
+  return op + ".outputs";
+}
+std::string moment_name(size_t group) {
+  return fmt::format("moment {}", group);
 }
 
 }  // namespace
@@ -44,7 +53,7 @@ std::string Run::gradient_key() const {
 int64_t Run::lowest_gradient_block(int64_t first_block) const {
   int64_t lowest = model_.size();
   for (const auto& [entry, pass] : passes_) {
-    if (!pass->needs().gradient_squares) continue;
+    if (!pass->needs().gradients()) continue;
     for (size_t i = 0; i < plan_.operators.size(); ++i) {
       const int64_t block = plan_.operators[i].block;
       if (plan_.settings[entry][i] && block >= first_block) lowest = std::min(lowest, block);
@@ -104,16 +113,23 @@ void Run::make_gradients(int64_t lowest) {
 /// From block `from` - 1 down to `lowest`: first what the sweep goes on from, then the block's results, then
 /// the journal's line.
 void Run::sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest) {
+  calib::Needs needs = survey_needs();
+  for (const auto& [entry, pass] : passes_) needs = needs | pass->needs();
   for (int64_t i = from - 1; i >= lowest; --i) {
     check_cancelled();
     step("gradients", 2 * model_.size() - 1 - i, 2 * model_.size(),
          fmt::format("backward, block {} of {}", i + 1, model_.size()));
-    const calib::BlockGradients gradients = sweep.backward(i, {.squares = true}, lowest);
+    const calib::BlockGradients gradients =
+        sweep.backward(i, {.squares = needs.gradient_squares, .moments = needs.gradient_moments}, lowest);
     const std::string state_hash = i > lowest ? sweep.save(gradient_state_file(i)) : "";
     io::NamedTensors tensors;
     const auto operators = model_.architecture().operators(i);
-    for (size_t op = 0; op < operators.size(); ++op)
+    for (size_t op = 0; op < gradients.squares.size(); ++op)
       tensors.emplace_back(operators[op].name, gradients.squares[op]);
+    for (size_t op = 0; op < gradients.outputs.size(); ++op)
+      tensors.emplace_back(outputs_name(operators[op].name), gradients.outputs[op]);
+    for (size_t g = 0; g < gradients.moments.size(); ++g)
+      tensors.emplace_back(moment_name(g), gradients.moments[g]);
     const io::FileRecord file = io::write_safetensors(gradient_file(i), tensors);
     work_->journal().commit({gradient_step(i), gradient_key_, {file}, state_hash});
     std::filesystem::remove(gradient_state_file(i + 1));
@@ -122,17 +138,25 @@ void Run::sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest) 
   step("gradients", 2 * model_.size(), 2 * model_.size());
 }
 
-/// Of the operators of a group, in its order; undefined for those that the pass leaves alone, whose block may
-/// have none.
-std::vector<at::Tensor> Run::read_gradients(const model::Block& block, size_t group,
-                                            const PassContext& context) const {
-  std::vector<at::Tensor> out;
-  for (const size_t op : block.groups()[group].operators) {
-    const std::string& name = block.ops()[op].info.name;
-    const bool wanted = context.settings(name) != nullptr;
-    out.push_back(wanted ? io::SafetensorsFile(gradient_file(block.index())).read(name) : at::Tensor());
+/// Puts the sweep's results for a group into `stats`. What is of one operator is undefined for those that the
+/// pass leaves alone, whose block may have none.
+void Run::read_gradients(const calib::Needs& needs, const model::Block& block, size_t group,
+                         const PassContext& context, calib::InputStats& stats) const {
+  const std::vector<size_t>& members = block.groups()[group].operators;
+  const auto is_wanted = [&](size_t op) { return context.settings(block.ops()[op].info.name) != nullptr; };
+  if (!needs.gradients() || std::none_of(members.begin(), members.end(), is_wanted)) return;
+  const io::SafetensorsFile file(gradient_file(block.index()));
+  const auto read_each = [&](const std::function<std::string(const std::string&)>& name_of) {
+    std::vector<at::Tensor> out;
+    for (const size_t op : members)
+      out.push_back(is_wanted(op) ? file.read(name_of(block.ops()[op].info.name)) : at::Tensor());
+    return out;
+  };
+  if (needs.gradient_squares) stats.gradient_squares = read_each([](const std::string& op) { return op; });
+  if (needs.gradient_moments) {
+    stats.gradient_moment = file.read(moment_name(group));
+    stats.output_gradients = read_each(outputs_name);
   }
-  return out;
 }
 
 }  // namespace lcomp::pipeline

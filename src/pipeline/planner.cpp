@@ -133,7 +133,7 @@ void plan_surveys(const Job& job, const MethodTable& methods, const model::Model
     if (!method.make_survey) continue;
     const auto survey = method.make_survey(*job.passes[p].options, model.dtype());
     plan.needs_samples = plan.needs_samples || survey->needs().any();
-    plan.needs_gradients = plan.needs_gradients || survey->needs().gradient_squares;
+    plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
     try {
       survey->check(plan.operators, plan.settings[p]);
     } catch (const InvalidArgument& misfit) {
@@ -347,9 +347,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       // Of those that take statistics, only the last can be staged.
       plan.observes_blocks = plan.observes_blocks || staged_needs;
       plan.needs_samples = plan.needs_samples || instance->needs().any();
-      plan.needs_gradients = plan.needs_gradients || instance->needs().gradient_squares;
+      plan.needs_gradients = plan.needs_gradients || instance->needs().gradients();
       // Methods that never do without are refused when the job is parsed; others depend on their settings.
-      const bool needs_text = instance->needs().any() || instance->needs().gradient_squares;
+      const bool needs_text = instance->needs().any() || instance->needs().gradients();
       if (needs_text && job.calibration.text.empty()) {
         throw ConfigError("job: /calibration/text",
                           fmt::format("must name a text, which the method {} takes its statistics from with "

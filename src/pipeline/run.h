@@ -136,8 +136,8 @@ class Run {
   int64_t finished_gradients(int64_t lowest);
   void sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest);
   int64_t lowest_gradient_block(int64_t first_block) const;
-  std::vector<at::Tensor> read_gradients(const model::Block& block, size_t group,
-                                         const PassContext& context) const;
+  void read_gradients(const calib::Needs& needs, const model::Block& block, size_t group,
+                      const PassContext& context, calib::InputStats& stats) const;
   std::filesystem::path gradient_file(int64_t block) const;
   std::filesystem::path gradient_state_file(int64_t block) const;
 

@@ -74,7 +74,7 @@ void Run::survey() {
   }
   const auto done = static_cast<int64_t>(records.size());
   if (done < model_.size()) {
-    if (survey_needs().gradient_squares) make_gradients(done);
+    if (survey_needs().gradients()) make_gradients(done);
     if (done == 0) {
       start_samples();
     } else if (!restore_survey(done - 1, records.back().samples_hash)) {
@@ -116,7 +116,7 @@ SurveyRecord Run::survey_block(int64_t index) {
     for (const auto& [entry, survey] : surveys_) {
       std::vector<OperatorRow> unused;
       PassContext context{pool_, job_.strict, model_.dtype(), settings_of(entry, index), unused};
-      if (survey->needs().gradient_squares) stats.gradient_squares = read_gradients(block, g, context);
+      read_gradients(survey->needs(), block, g, context, stats);
       record.numbers[entry].merge(survey->measure(block, g, stats, context));
     }
   }

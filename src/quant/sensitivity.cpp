@@ -22,6 +22,15 @@ at::Tensor checked_row_weights(const at::Tensor& row_weights, int64_t out) {
   return row_weights.to(at::kDouble);
 }
 
+at::Tensor checked_moment(const at::Tensor& loss_moment, const GptqFactor& factor) {
+  if (!loss_moment.defined()) return factor.second_moment;
+  if (loss_moment.sizes() == factor.second_moment.sizes()) return loss_moment;
+  throw InvalidArgument(
+      "losses_by_bits",
+      fmt::format("the moment of the loss must be [{}], as that of the inputs; received [{}]",
+                  fmt::join(factor.second_moment.sizes(), ", "), fmt::join(loss_moment.sizes(), ", ")));
+}
+
 void check_bits(const std::vector<int64_t>& bits, int64_t sampled_rows) {
   const bool ascends = std::adjacent_find(bits.begin(), bits.end(), std::greater_equal<>()) == bits.end();
   if (bits.empty() || !ascends) {
@@ -65,14 +74,15 @@ RowSample sample_rows(const std::vector<double>& energies, int64_t count) {
 std::vector<double> losses_by_bits(const at::Tensor& weight, const GptqFactor& factor,
                                    const QuantScheme& scheme, const std::vector<int64_t>& bits,
                                    const GptqOptions& options, int64_t sampled_rows,
-                                   const at::Tensor& row_weights, ThreadPool* pool) {
+                                   const at::Tensor& row_weights, const at::Tensor& loss_moment,
+                                   ThreadPool* pool) {
   check_bits(bits, sampled_rows);
   const at::Tensor importance = checked_row_weights(row_weights, weight.size(0));
-  const RowSample sample = sample_rows(row_energies(weight, factor.second_moment, importance), sampled_rows);
+  const at::Tensor moment = checked_moment(loss_moment, factor).to(at::kDouble);
+  const RowSample sample = sample_rows(row_energies(weight, moment, importance), sampled_rows);
   const at::Tensor chosen = at::tensor(sample.rows, at::kLong);
   const at::Tensor rows = weight.index_select(0, chosen);
   const at::Tensor weights = at::tensor(sample.weights, at::kDouble) * importance.index_select(0, chosen);
-  const at::Tensor moment = factor.second_moment.to(at::kDouble);
   std::vector<double> losses(bits.size(), 0.0);
   for (size_t b = 0; b < bits.size(); ++b) {
     QuantScheme at_width = scheme;
@@ -85,12 +95,6 @@ std::vector<double> losses_by_bits(const at::Tensor& weight, const GptqFactor& f
   // Estimates of the same rows may cross by chance where the loss hardly falls.
   for (size_t b = bits.size() - 1; b-- > 0;) losses[b] = std::max(losses[b], losses[b + 1]);
   return losses;
-}
-
-at::Tensor output_sensitivity(const at::Tensor& gradient_squares, const at::Tensor& second_moment) {
-  const double inputs = second_moment.diagonal().sum(at::kDouble).item<double>();
-  const at::Tensor sums = gradient_squares.sum(1, false, at::kDouble);
-  return inputs > 0 ? sums / inputs : at::zeros_like(sums);
 }
 
 }  // namespace lcomp::quant

@@ -22,6 +22,11 @@ struct BlockValues {
   /// undefined means 1. Derivatives with respect to them say what a head or a channel is worth.
   at::Tensor head_mask;
   at::Tensor channel_mask;
+  /// `[tokens, out]` per operator, added to its output: derivatives with respect to them are those by the
+  /// outputs. Empty means 0.
+  std::vector<at::Tensor> output_offsets;
+  /// When set, `forward` leaves here what each operator reads, `[tokens, in]`, without its history.
+  std::shared_ptr<std::vector<at::Tensor>> inputs;
 };
 
 /// The values of a loaded block, converted to `type`; no masks. Shares memory where no conversion is needed.

@@ -21,8 +21,9 @@ struct GradientNeeds {
   bool squares = false;   ///< sum over samples of g_s^2, per weight (the Fisher information's diagonal)
   bool products = false;  ///< w times the sum over samples of g_s, per weight (first-order Taylor)
   bool masks = false;     ///< per sample, of a factor of each attention head and feed-forward channel
+  bool moments = false;   ///< sums over tokens with squared gradients by the operators' outputs
 
-  bool any() const { return squares || products || masks; }
+  bool any() const { return squares || products || masks || moments; }
 };
 
 /// The derivatives for one block. Tensors that were not asked for are undefined.
@@ -31,6 +32,10 @@ struct BlockGradients {
   std::vector<at::Tensor> products;  ///< per operator, float32 `[out, in]`
   at::Tensor heads;                  ///< float32 `[samples, heads]`
   at::Tensor channels;               ///< float32 `[samples, intermediate]`
+  /// Of what each group of operators reads, float32 `[in, in]`: sum over tokens of |g|^2 x x^T, with the
+  /// gradients g of the loss by the outputs of all its operators.
+  std::vector<at::Tensor> moments;
+  std::vector<at::Tensor> outputs;  ///< per operator, float32 `[out]`: sum over tokens of g_o^2
 };
 
 struct GradientOptions {

@@ -23,6 +23,9 @@ struct Needs {
   /// Sum over samples of the squared gradients of the language-model loss by the weights of the model as it
   /// was before any pass; made by a sweep of its own (calib/gradients.h).
   bool gradient_squares = false;
+  /// Sums with the squared gradients of that loss by the outputs, from the same sweep: of x x^T weighted by
+  /// those of the token, and by themselves.
+  bool gradient_moments = false;
   /// Besides, sums with the inputs x that the operator gets in the model as the pass found it, x~ being those
   /// that it gets now: takes a second stream of samples. With `halves` each half of them by itself too.
   bool mismatch = false;
@@ -33,6 +36,8 @@ struct Needs {
     return second_moment || abs_mean || abs_max || mismatch || halves || sampled_tokens > 0 ||
            !follow_scales();
   }
+  /// Whether the gradient sweep must run.
+  bool gradients() const { return gradient_squares || gradient_moments; }
   /// Whether the statistics of scaled inputs follow from those of the inputs by algebra (see `divided`).
   bool follow_scales() const { return !token_range && !value_counts && outlier_threshold == 0; }
   /// Whether statistics taken for these needs serve `other` as well.
@@ -52,6 +57,7 @@ struct Needs {
             .outlier_threshold = std::max(outlier_threshold, other.outlier_threshold),
             .sampled_tokens = std::max(sampled_tokens, other.sampled_tokens),
             .gradient_squares = gradient_squares || other.gradient_squares,
+            .gradient_moments = gradient_moments || other.gradient_moments,
             .mismatch = mismatch || other.mismatch,
             .halves = halves || other.halves};
   }
@@ -75,6 +81,11 @@ struct InputStats {
   at::Tensor samples;
   /// Per operator of the group, float32 `[out, in]`; a function on one matrix sees its own alone.
   std::vector<at::Tensor> gradient_squares;
+  /// With the gradients g of the loss by the outputs of all operators of the group:
+  /// float32 `[in, in]`, sum over tokens of |g|^2 x x^T,
+  at::Tensor gradient_moment;
+  /// and per operator, float32 `[out]`, sum over tokens of g_o^2.
+  std::vector<at::Tensor> output_gradients;
 };
 
 /// The statistics of the inputs x / scale, by algebra: H' = S^-1 H S^-1, and the others divided. scale:

@@ -94,7 +94,7 @@ class WidthSurvey final : public Survey {
   WidthSurvey(const PassOptions& entry, at::ScalarType dtype) : budget_(mixed(entry)), dtype_(dtype) {}
 
   calib::Needs needs() const override {
-    return {.second_moment = true, .gradient_squares = budget_.sensitivity == Sensitivity::kModelLoss};
+    return {.second_moment = true, .gradient_moments = budget_.sensitivity == Sensitivity::kModelLoss};
   }
 
   void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const override {
@@ -131,12 +131,12 @@ class WidthSurvey final : public Survey {
         factor = factors.emplace(settings, std::move(made)).first;
       }
       const at::Tensor weight = op.weight->dense();
-      const at::Tensor row_weights =
-          needs().gradient_squares ? quant::output_sensitivity(stats.gradient_squares[k], stats.second_moment)
-                                   : relative_weights(weight, stats.second_moment, &context.pool);
-      numbers[op.info.name] =
-          quant::losses_by_bits(weight, factor->second, scheme, widths(mixed(*settings)), gptq,
-                                mixed(*settings).sampled_rows, row_weights, &context.pool);
+      const bool by_loss = needs().gradient_moments;
+      const at::Tensor row_weights = by_loss ? shares(stats.output_gradients[k], stats.output_gradients)
+                                             : relative_weights(weight, stats.second_moment, &context.pool);
+      numbers[op.info.name] = quant::losses_by_bits(
+          weight, factor->second, scheme, widths(mixed(*settings)), gptq, mixed(*settings).sampled_rows,
+          row_weights, by_loss ? stats.gradient_moment : at::Tensor(), &context.pool);
     }
     return numbers;
   }
@@ -175,6 +175,15 @@ class WidthSurvey final : public Survey {
   }
 
  private:
+  /// Squared gradients of an operator's outputs over those of all outputs of its group.
+  static at::Tensor shares(const at::Tensor& of_operator, const std::vector<at::Tensor>& of_group) {
+    double sum = 0;
+    for (const at::Tensor& squares : of_group) {
+      if (squares.defined()) sum += squares.sum(at::kDouble).item<double>();
+    }
+    return of_operator.to(at::kDouble) / (sum > 0 ? sum : 1.0);
+  }
+
   /// 1 / |Y|^2 for every row: losses become shares of the operator's outputs.
   static at::Tensor relative_weights(const at::Tensor& weight, const at::Tensor& second_moment,
                                      ThreadPool* pool) {

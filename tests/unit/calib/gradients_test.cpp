@@ -20,7 +20,7 @@ using Storage = calib::ActivationCache::Storage;
 namespace {
 
 using Sequences = std::vector<std::vector<int64_t>>;
-constexpr calib::GradientNeeds kAll{.squares = true, .products = true, .masks = true};
+constexpr calib::GradientNeeds kAll{.squares = true, .products = true, .masks = true, .moments = true};
 
 Sequences some_sequences(const std::vector<int64_t>& lengths) {
   Sequences out;
@@ -42,8 +42,54 @@ calib::ModelGradients gradients_of(const model::Model& model, const Sequences& s
 bool equal(const BlockGradients& a, const BlockGradients& b) {
   bool same = a.heads.equal(b.heads) && a.channels.equal(b.channels);
   for (size_t op = 0; op < a.squares.size(); ++op)
-    same = same && a.squares[op].equal(b.squares[op]) && a.products[op].equal(b.products[op]);
+    same = same && a.squares[op].equal(b.squares[op]) && a.products[op].equal(b.products[op]) &&
+           a.outputs[op].equal(b.outputs[op]);
+  for (size_t g = 0; g < a.moments.size(); ++g) same = same && a.moments[g].equal(b.moments[g]);
   return same;
+}
+
+/// Gradients by the outputs of all operators of the whole model, in double: their sums over tokens, and those
+/// of the inputs' moments that they weigh.
+void compare_moments(const model::Model& model, const Sequences& sequences,
+                     const std::vector<BlockGradients>& ours) {
+  double predictions = 0;
+  for (const auto& ids : sequences) predictions += static_cast<double>(ids.size() - 1);
+  const double mean = predictions / static_cast<double>(sequences.size());
+  std::vector<std::vector<at::Tensor>> moments(ours.size()), outputs(ours.size());
+  const auto add = [](at::Tensor& sum, const at::Tensor& part) { sum = sum.defined() ? sum + part : part; };
+  for (const auto& ids : sequences) {
+    test::WholeModel whole(model, at::kDouble);
+    std::vector<at::Tensor> by;
+    for (calib::BlockValues& values : whole.values()) {
+      values.inputs = std::make_shared<std::vector<at::Tensor>>(values.weights.size());
+      for (const at::Tensor& weight : values.weights) {
+        const auto tokens = static_cast<int64_t>(ids.size());
+        by.push_back(at::zeros({tokens, weight.size(0)}, at::kDouble).requires_grad_());
+        values.output_offsets.push_back(by.back());
+      }
+    }
+    const auto gradients =
+        torch::autograd::grad({whole.loss(ids) * static_cast<double>(ids.size() - 1) / mean}, by);
+    for (size_t b = 0; b < ours.size(); ++b) {
+      const auto& inputs = *whole.values()[b].inputs;
+      const auto groups = model.architecture().groups(static_cast<int64_t>(b));
+      moments[b].resize(groups.size());
+      outputs[b].resize(inputs.size());
+      for (size_t g = 0; g < groups.size(); ++g) {
+        for (const size_t op : groups[g].operators) {
+          const at::Tensor squares = gradients[b * inputs.size() + op].square();
+          add(outputs[b][op], squares.sum(0));
+          add(moments[b][g], at::matmul((inputs[op] * squares.sum(1, true)).t(), inputs[op]));
+        }
+      }
+    }
+  }
+  for (size_t b = 0; b < ours.size(); ++b) {
+    for (size_t g = 0; g < moments[b].size(); ++g)
+      REQUIRE(test::relative_difference(ours[b].moments[g], moments[b][g]) < 1e-4);
+    for (size_t op = 0; op < outputs[b].size(); ++op)
+      REQUIRE(test::relative_difference(ours[b].outputs[op], outputs[b][op]) < 1e-4);
+  }
 }
 
 /// The sweep's results against one graph over the whole model, in double.
@@ -64,6 +110,7 @@ void compare_with_whole_model(const model::Model& model, const Sequences& sequen
     }
   }
   REQUIRE(ours.loss == Approx(loss / predictions).epsilon(1e-5));
+  compare_moments(model, sequences, ours.blocks);
   for (size_t b = 0; b < ours.blocks.size(); ++b) {
     const size_t ops = whole.values()[b].weights.size();
     for (size_t op = 0; op < ops; ++op) {
@@ -180,9 +227,10 @@ TEST_CASE("what is not asked for is not made", "[calib][gradients]") {
   const BlockGradients nothing = sweep.backward(1, {});
   REQUIRE((nothing.squares.empty() && nothing.products.empty() && !nothing.heads.defined()));
   const BlockGradients squares = sweep.backward(0, {.squares = true});
-  REQUIRE(equal({squares.squares, squares.squares, at::zeros(1), at::zeros(1)},
-                {gradients_of(model, some_sequences({20, 33}), 1, {Storage::kMemory}).blocks[0].squares,
-                 squares.squares, at::zeros(1), at::zeros(1)}));
+  const auto all = gradients_of(model, some_sequences({20, 33}), 1, {Storage::kMemory});
+  REQUIRE((squares.products.empty() && squares.moments.empty() && squares.outputs.empty()));
+  for (size_t op = 0; op < squares.squares.size(); ++op)
+    REQUIRE(squares.squares[op].equal(all.blocks[0].squares[op]));
   REQUIRE(sweep.flops() == Approx(GradientSweep::planned_flops(model.architecture(), {20, 33})));
 }
 

@@ -66,7 +66,7 @@ TEST_CASE("more bits never lose more, at any number of threads", "[quant][sensit
     const std::vector<int64_t> bits = {2, 3, 4, 5, 6, 7, 8};
     ThreadPool three(3);
     const auto losses = losses_by_bits(weight, factor, groups_of_16(), bits, {}, 8);
-    REQUIRE(losses == losses_by_bits(weight, factor, groups_of_16(), bits, {}, 8, {}, &three));
+    REQUIRE(losses == losses_by_bits(weight, factor, groups_of_16(), bits, {}, 8, {}, {}, &three));
     for (size_t b = 1; b < bits.size(); ++b) REQUIRE(losses[b] <= losses[b - 1]);
     REQUIRE(losses.back() < 0.01 * losses.front());
   }
@@ -82,16 +82,28 @@ TEST_CASE("row weights count the loss of each output", "[quant][sensitivity]") {
   for (size_t b = 0; b < kBits.size(); ++b) REQUIRE(both[b] == Approx(second[b] + 3 * fifth[b]));
 }
 
-// Outputs whose gradients are independent of the inputs: F_oi = sum_t g_to^2 x_ti^2 averages to s_o H_ii.
-TEST_CASE("the sensitivity of an output is the mean square of its gradient", "[quant][sensitivity]") {
-  const at::Tensor x = normal_matrix(4000, 8, "x") * at::linspace(0.5, 4, 8, at::kDouble);
-  const at::Tensor g = normal_matrix(4000, 3, "g") * at::tensor({0.1, 1.0, 5.0}, at::kDouble);
-  const at::Tensor squares = at::matmul(g.square().t(), x.square());
-  const at::Tensor s = output_sensitivity(squares, at::matmul(x.t(), x));
-  for (int64_t o = 0; o < 3; ++o) {
-    REQUIRE(s[o].item<double>() == Approx(g.select(1, o).square().mean().item<double>()).epsilon(0.1));
+// With gradients g_to = a_t b_o the factors are exact: sum_to g_to^2 (d_o x_t)^2 over all rows.
+TEST_CASE("a moment weighted by gradients gives the second-order change of the loss",
+          "[quant][sensitivity]") {
+  const at::Tensor weight = normal_matrix(6, 32, "w");
+  const at::Tensor x = normal_matrix(300, 32, "x");
+  const at::Tensor a = normal_matrix(300, 1, "a"), b = normal_matrix(1, 6, "b");
+  const at::Tensor g = a * b;
+  const GptqFactor factor = gptq_factor(at::matmul(x.t(), x), groups_of_16());
+  const at::Tensor by_token = g.square().sum(1, true);
+  const auto losses = losses_by_bits(weight, factor, groups_of_16(), kBits, {}, 6,
+                                     g.square().sum(0) / by_token.sum(), at::matmul((x * by_token).t(), x));
+  for (size_t w = 0; w < kBits.size(); ++w) {
+    QuantScheme scheme = groups_of_16();
+    scheme.bits = kBits[w];
+    const at::Tensor d = weight - gptq(weight, factor, scheme, {}).weight.dense();
+    const double exact = (g.square() * at::matmul(x, d.t()).square()).sum().item<double>();
+    REQUIRE(losses[w] == Approx(exact).epsilon(1e-5));
   }
-  REQUIRE(output_sensitivity(squares, at::zeros({8, 8})).equal(at::zeros({3}, at::kDouble)));
+  REQUIRE(error_text([&] {
+            losses_by_bits(weight, factor, groups_of_16(), kBits, {}, 6, {}, at::ones({3, 3}));
+          }) ==
+          "[losses_by_bits] the moment of the loss must be [32, 32], as that of the inputs; received [3, 3]");
 }
 
 TEST_CASE("widths that do not ascend and empty samples are refused", "[quant][sensitivity]") {
