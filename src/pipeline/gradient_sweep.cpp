@@ -148,6 +148,7 @@ void Run::read_gradients(const calib::Needs& needs, const model::Block& block, s
   const io::SafetensorsFile file(gradient_file(block.index()));
   const auto read_each = [&](const std::function<std::string(const std::string&)>& name_of) {
     std::vector<at::Tensor> out;
+    out.reserve(members.size());
     for (const size_t op : members)
       out.push_back(is_wanted(op) ? file.read(name_of(block.ops()[op].info.name)) : at::Tensor());
     return out;
