@@ -20,6 +20,7 @@
 
 #include "core/stopwatch.h"
 #include "lcomp/calib/sample_runner.h"
+#include "lcomp/core/checked.h"
 #include "lcomp/core/rng.h"
 #include "lcomp/core/threads.h"
 #include "lcomp/model/model.h"
@@ -154,7 +155,7 @@ class Product {
  private:
   template <class Piece>
   void share_out(const Piece& piece) {
-    const int64_t each = (rows_ + pool_.size() - 1) / pool_.size();
+    const int64_t each = ceil_div(rows_, pool_.size());
     pool_.parallel_for(pool_.size(), [&](int64_t k, int worker) {
       piece(k * each, std::min(each, rows_ - k * each), worker);
     });

@@ -16,10 +16,11 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// Processor seconds that the calling thread has used.
-inline double thread_cpu_seconds() {
+/// Processor seconds used so far: of the process (CLOCK_PROCESS_CPUTIME_ID) or of the calling thread
+/// (CLOCK_THREAD_CPUTIME_ID).
+inline double cpu_seconds(clockid_t clock) {
   timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  clock_gettime(clock, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
@@ -33,11 +34,7 @@ class CpuTimer {
   CpuTimer& operator=(const CpuTimer&) = delete;
 
  private:
-  static double now() {
-    timespec time{};
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-  }
+  static double now() { return cpu_seconds(CLOCK_PROCESS_CPUTIME_ID); }
 
   double& sum_;
   double start_ = now();

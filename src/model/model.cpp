@@ -23,6 +23,18 @@ bool is_stray_buffer(const std::string& name) {
   return false;
 }
 
+/// The norms of a block by tensor name, with their lengths.
+std::map<std::string, int64_t> norms_of(const Architecture& a, int64_t block) {
+  const std::string prefix = a.block_prefix(block);
+  std::map<std::string, int64_t> norms = {{prefix + "input_layernorm.weight", a.hidden_size},
+                                          {prefix + "post_attention_layernorm.weight", a.hidden_size}};
+  if (a.qk_norm) {
+    for (const char* suffix : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"})
+      norms[prefix + suffix] = a.head_dim;
+  }
+  return norms;
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
@@ -129,14 +141,8 @@ void Model::check_all() {
         fmt::format("{}: tie_word_embeddings is true, but embedding and head differ; both are kept", where_));
   }
   for (int64_t i = 0; i < size(); ++i) {
-    const std::string prefix = architecture_.block_prefix(i);
     for (const OperatorInfo& op : architecture_.operators(i)) check_operator(op);
-    check_tensor(prefix + "input_layernorm.weight", {architecture_.hidden_size});
-    check_tensor(prefix + "post_attention_layernorm.weight", {architecture_.hidden_size});
-    if (architecture_.qk_norm) {
-      check_tensor(prefix + "self_attn.q_norm.weight", {architecture_.head_dim});
-      check_tensor(prefix + "self_attn.k_norm.weight", {architecture_.head_dim});
-    }
+    for (const auto& [name, length] : norms_of(architecture_, i)) check_tensor(name, {length});
   }
   warn_of_unused();
 }
@@ -147,13 +153,7 @@ void Model::warn_of_unused() {
   std::set<std::string> used = {Architecture::kFinalNorm, Architecture::kEmbedding, Architecture::kHead};
   std::map<std::string, bool> biased;  // by operator
   for (int64_t i = 0; i < size(); ++i) {
-    const std::string prefix = architecture_.block_prefix(i);
-    for (const char* norm : {"input_layernorm.weight", "post_attention_layernorm.weight"})
-      used.insert(prefix + norm);
-    if (architecture_.qk_norm) {
-      used.insert(prefix + "self_attn.q_norm.weight");
-      used.insert(prefix + "self_attn.k_norm.weight");
-    }
+    for (const auto& [name, length] : norms_of(architecture_, i)) used.insert(name);
     for (const OperatorInfo& op : architecture_.operators(i)) biased[op.name] = op.has_bias;
   }
   const auto is_used = [&](const std::string& name) {
@@ -212,12 +212,7 @@ Block Model::load_block(int64_t i) const {
     ops.push_back(std::move(op));
   }
   std::map<std::string, at::Tensor> norms;
-  for (const char* suffix : {"input_layernorm.weight", "post_attention_layernorm.weight",
-                             "self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
-    const std::string name = architecture_.block_prefix(i) + suffix;
-    if (std::string_view(suffix).starts_with("self_attn") && !architecture_.qk_norm) continue;
-    norms.emplace(name, read_vector(name));
-  }
+  for (const auto& [name, length] : norms_of(architecture_, i)) norms.emplace(name, read_vector(name));
   return {architecture_, i, std::move(ops), std::move(norms), std::move(stored_types)};
 }
 

@@ -48,6 +48,23 @@ std::map<std::string, std::string> contents(const fs::path& directory) {
   return files;
 }
 
+/// `lcomp eval` and `lcomp run` refuse the text as a bad input with this error, wherever it is given.
+void check_bad_text(const fs::path& text, const std::string& error, const fs::path& output) {
+  const std::string message = "lcomp: error: " + error + "\n";
+  const ProcessResult eval =
+      run_lcomp({"eval", example("model"), "--text", text.string(), "--window", "256", "--quiet"});
+  CHECK(eval.exit_code == 3);
+  CHECK(eval.err == message);
+  for (const char* pointer : {"/calibration/text", "/evaluate/text"}) {
+    INFO(pointer);
+    std::vector<std::string> arguments = small_job("run", "demo_gptq_w4", output);
+    arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", pointer, text.string())});
+    const ProcessResult run = run_lcomp(arguments);
+    CHECK(run.exit_code == 3);
+    CHECK_THAT(run.err, Catch::EndsWith(message));
+  }
+}
+
 }  // namespace
 
 TEST_CASE("a job runs, verifies and evaluates from the command line", "[cli][run]") {
@@ -199,19 +216,7 @@ TEST_CASE("a text that is absent or no file is a bad input with its path", "[cli
   for (const auto& [text, reason] :
        {std::pair{dir / "absent.txt", "the file must be opened; No such file or directory"},
         std::pair{dir / "folder", "the file must be a regular file; it is a directory or a device"}}) {
-    const std::string message = fmt::format("lcomp: error: [{}] {}\n", text.string(), reason);
-    const ProcessResult eval =
-        run_lcomp({"eval", example("model"), "--text", text.string(), "--window", "256", "--quiet"});
-    CHECK(eval.exit_code == 3);
-    CHECK(eval.err == message);
-    for (const char* pointer : {"/calibration/text", "/evaluate/text"}) {
-      INFO(pointer);
-      std::vector<std::string> arguments = small_job("run", "demo_gptq_w4", dir / "out");
-      arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", pointer, text.string())});
-      const ProcessResult run = run_lcomp(arguments);
-      CHECK(run.exit_code == 3);
-      CHECK_THAT(run.err, Catch::EndsWith(message));
-    }
+    check_bad_text(text, fmt::format("[{}] {}", text.string(), reason), dir / "out");
   }
 }
 
@@ -219,20 +224,8 @@ TEST_CASE("a text that is not UTF-8 is a bad input with its path and the byte", 
   const lcomp::test::TempDir dir;
   const fs::path text = dir / "latin1.txt";
   std::ofstream(text) << "\r\nna\xEFve";
-  const std::string message =
-      fmt::format("lcomp: error: [{}] the text must be valid UTF-8; byte 4 (0xEF) is not\n", text.string());
-  const ProcessResult eval =
-      run_lcomp({"eval", example("model"), "--text", text.string(), "--window", "256", "--quiet"});
-  CHECK(eval.exit_code == 3);
-  CHECK(eval.err == message);
-  for (const char* pointer : {"/calibration/text", "/evaluate/text"}) {
-    INFO(pointer);
-    std::vector<std::string> arguments = small_job("run", "demo_gptq_w4", dir / "out");
-    arguments.insert(arguments.end(), {"--set", fmt::format("{}={}", pointer, text.string())});
-    const ProcessResult run = run_lcomp(arguments);
-    CHECK(run.exit_code == 3);
-    CHECK_THAT(run.err, Catch::EndsWith(message));
-  }
+  check_bad_text(text, fmt::format("[{}] the text must be valid UTF-8; byte 4 (0xEF) is not", text.string()),
+                 dir / "out");
 }
 
 TEST_CASE("a path that the system refuses is a bad input, not a bug", "[cli][inspect]") {

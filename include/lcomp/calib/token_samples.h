@@ -47,8 +47,8 @@ struct TokenSamples {
 
 /// Reads a `.txt` file (one document), `.jsonl` (a document a line: a string under `jsonl_field`, or token
 /// ids under "input_ids"), or `.json` (a list of token ids, or a list of such lists). Text is tokenized
-/// without special tokens. Throws ConfigError when the file holds nothing to calibrate on, CorruptFile when
-/// it cannot be read or is not UTF-8.
+/// without special tokens. Throws CorruptFile when the file cannot be read, is not UTF-8, or holds nothing to
+/// calibrate on.
 TokenSamples read_samples(const std::filesystem::path& file, const io::Tokenizer& tokenizer,
                           const SampleOptions& options);
 

@@ -37,11 +37,11 @@ struct EvaluationText {
   }
 };
 
-/// Reads a UTF-8 text; line ends of every kind count as "\n". Throws ConfigError when the text is shorter
-/// than a window, or the options make no sense; CorruptFile when it cannot be read or is not UTF-8.
+/// Reads a UTF-8 text; line ends of every kind count as "\n". Throws CorruptFile when the text
+/// cannot be read, is not UTF-8, or does not fit the options.
 EvaluationText read_evaluation_text(const std::filesystem::path& text, const io::Tokenizer& tokenizer,
                                     const WindowOptions& options);
-/// The same from token ids.
+/// The same from token ids; ConfigError when they are fewer than a window, or the options make no sense.
 EvaluationText make_evaluation_text(const std::vector<int64_t>& ids, const WindowOptions& options,
                                     const std::string& where);
 

@@ -115,9 +115,8 @@ MethodInfo int8_method() {
   info.summary = "weights and activations as integers, 8 bits by default; products of integers";
   info.default_options = int8_options;
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
-    refuse_hessian_range(options.part<quant::QuantScheme>(),
-                         options.part<SolverOptions>().solver == Solver::kRtn, "int8");
-    if (options.part<SolverOptions>().solver == Solver::kGptq) check_gptq(options);
+    const bool gptq = options.part<SolverOptions>().solver == Solver::kGptq;
+    check_solver(options, gptq ? TransformSolver::kGptq : TransformSolver::kRtn, "int8");
     return plan_quantized_input(options, "int8", op);
   };
   info.make_passes = [](const PassOptions& options) {

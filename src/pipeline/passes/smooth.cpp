@@ -8,7 +8,6 @@
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/quant/gptq.h"
 #include "pipeline/passes/passes.h"
-#include "pipeline/passes/scheme_plan.h"
 #include "pipeline/passes/solver.h"
 
 namespace lcomp::pipeline {
@@ -136,10 +135,8 @@ std::unique_ptr<PassOptions> smooth_options() {
 }
 
 PlannedWeight plan_smooth(const PassOptions& options, const PlannedOperator& op) {
-  const auto& scheme = options.part<quant::QuantScheme>();
   const TransformSolver solver = options.part<TransformSolverOptions>().solver;
-  refuse_hessian_range(scheme, solver == TransformSolver::kRtn, kSmoothQuant);
-  if (solver == TransformSolver::kGptq) check_gptq(options);
+  check_solver(options, solver, kSmoothQuant);
   const PlannedWeight planned = plan_quantized_input(options, kSmoothQuant, op);
   return solver == TransformSolver::kNone ? plan_scaled(op) : planned;
 }

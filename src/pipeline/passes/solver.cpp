@@ -55,20 +55,20 @@ PlannedWeight plan_scaled(const PlannedOperator& op) {
           op.out_features * op.in_features * static_cast<int64_t>(c10::elementSize(op.dtype))};
 }
 
-void refuse_hessian_range(const quant::QuantScheme& scheme, bool rounds_to_nearest, const char* method) {
-  if (scheme.range != quant::RangeRule::kHessian || !rounds_to_nearest) return;
-  throw InvalidArgument(
-      method, "range hessian needs the solver gptq; rtn takes no statistics of the inputs. Use range mse");
+void check_solver(const PassOptions& options, TransformSolver solver, const char* method) {
+  if (solver == TransformSolver::kGptq) check_gptq(options);
+  if (solver == TransformSolver::kRtn &&
+      options.part<quant::QuantScheme>().range == quant::RangeRule::kHessian) {
+    throw InvalidArgument(
+        method, "range hessian needs the solver gptq; rtn takes no statistics of the inputs. Use range mse");
+  }
 }
 
 PlannedWeight plan_solved(const PassOptions& options, const char* method, const PlannedOperator& op) {
-  const auto& scheme = options.part<quant::QuantScheme>();
-  refuse_hessian_range(scheme, options.part<TransformSolverOptions>().solver == TransformSolver::kRtn,
-                       method);
-  if (options.part<TransformSolverOptions>().solver == TransformSolver::kGptq) check_gptq(options);
-  PlannedWeight planned = plan_scheme(scheme, method, op);
-  if (options.part<TransformSolverOptions>().solver != TransformSolver::kNone) return planned;
-  return plan_scaled(op);
+  const TransformSolver solver = options.part<TransformSolverOptions>().solver;
+  check_solver(options, solver, method);
+  PlannedWeight planned = plan_scheme(options.part<quant::QuantScheme>(), method, op);
+  return solver == TransformSolver::kNone ? plan_scaled(op) : planned;
 }
 
 std::unique_ptr<Pass> solver_pass(const std::string& method, const PassOptions& options) {

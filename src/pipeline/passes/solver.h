@@ -45,8 +45,9 @@ void report_transform(const model::Block& block, const TransformGroup& members, 
 /// What becomes of an operator that is scaled and not rounded.
 PlannedWeight plan_scaled(const PlannedOperator& op);
 
-/// Throws InvalidArgument where rounding to nearest is to fit ranges by statistics of inputs that it has not.
-void refuse_hessian_range(const quant::QuantScheme& scheme, bool rounds_to_nearest, const char* method);
+/// Throws InvalidArgument or Unsupported for settings that the solver cannot work with: those of GPTQ that
+/// exclude each other, and for RTN ranges fitted by statistics of inputs that it has not.
+void check_solver(const PassOptions& options, TransformSolver solver, const char* method);
 
 /// `plan_weight` of a method that ends in a solver (settings with the parts QuantScheme and
 /// TransformSolverOptions).
