@@ -33,13 +33,13 @@ struct PowerOfTwoOptions {
 };
 
 /// Rounds `weight` [out, in] to a symmetric grid whose scales are powers of two. Per group it keeps, of the
-/// powers 2^k, 2^(k-1), ... with 2^k >= the min-max scale, the one with the least sum of a_j^2 (w_j -
-/// w^_j)^2. `magnitudes` [in] are the a_j: how large input j usually is.
+/// powers 2^k, 2^(k-1), ... with 2^k >= the min-max scale (without its sign), the one with the least sum of
+/// a_j^2 (w_j - w^_j)^2. `magnitudes` [in] are the a_j: how large input j usually is.
 quant::QuantizedWeight power_of_two(const at::Tensor& weight, const at::Tensor& magnitudes,
                                     const quant::QuantScheme& scheme, const PowerOfTwoOptions& options) {
   const int64_t out = weight.size(0), in = weight.size(1), groups = scheme.groups(in);
   const at::Tensor importance = magnitudes.to(at::kDouble).square();
-  const at::Tensor largest = quant::fit_grid(weight, scheme).scale.to(at::kDouble).log2().ceil().exp2();
+  const at::Tensor largest = quant::fit_grid(weight, scheme).scale.to(at::kDouble).abs().log2().ceil().exp2();
 
   at::Tensor best_scale, best_error;
   for (int64_t k = 0; k < options.candidates; ++k) {

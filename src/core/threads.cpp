@@ -49,6 +49,22 @@ struct Loop {
   }
 };
 
+/// OpenBLAS with one thread while this lives: its products depend on how many it has.
+class OneBlasThread {
+ public:
+  OneBlasThread() {
+    if (before_ != 1) openblas_set_num_threads(1);
+  }
+  ~OneBlasThread() {
+    if (before_ != 1) openblas_set_num_threads(before_);
+  }
+  OneBlasThread(const OneBlasThread&) = delete;
+  OneBlasThread& operator=(const OneBlasThread&) = delete;
+
+ private:
+  int before_ = openblas_get_num_threads();
+};
+
 }  // namespace
 
 int thread_count(int threads) {
@@ -146,6 +162,7 @@ void parallel_for(ThreadPool* pool, int64_t count, const std::function<void(int6
     pool->parallel_for(count, piece);
     return;
   }
+  const OneBlasThread one;
   for (int64_t i = 0; i < count; ++i) piece(i, 0);
 }
 

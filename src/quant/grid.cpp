@@ -85,15 +85,15 @@ Grid fit_tensor(const at::Tensor& weight, const QuantScheme& scheme, const at::T
   if (scheme.range != RangeRule::kMinMax) {
     std::vector<double> panel(static_cast<size_t>(weight.size(1) * kPanelRows));
     double least = std::numeric_limits<double>::infinity();
-    for (int64_t step = 0; step < scheme.mse_steps; ++step) {
+    for_each_tried_range(scheme, [&](double factor) {
       double tried_scale = 0, tried_zero = 0;
-      grid_point(scheme, type, range, shrink_factor(step), tried_scale, tried_zero);
+      grid_point(scheme, type, range, factor, tried_scale, tried_zero);
       const double error = tensor_error(weight, scheme, tried_scale, tried_zero, importance, panel);
-      if (!(error < least)) continue;
+      if (!(error < least)) return;
       least = error;
       scale = tried_scale;
       zero = tried_zero;
-    }
+    });
   }
   grid.scale.fill_(scale);
   if (grid.zero.defined()) grid.zero.fill_(zero);

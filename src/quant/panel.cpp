@@ -99,9 +99,9 @@ void PanelGrid::fit(int64_t group, const double* columns, int64_t count, const I
 
   double tried_scale[kPanelRows], tried_zero[kPanelRows], error[kPanelRows], least[kPanelRows];
   std::fill(least, least + kPanelRows, std::numeric_limits<double>::infinity());
-  for (int64_t step = 0; step < scheme_.mse_steps; ++step) {
+  for_each_tried_range(scheme_, [&](double factor) {
     for (int64_t r = 0; r < kPanelRows; ++r) {
-      grid_point(scheme_, scale_type_, ranges[r], shrink_factor(step), tried_scale[r], tried_zero[r]);
+      grid_point(scheme_, scale_type_, ranges[r], factor, tried_scale[r], tried_zero[r]);
     }
     grid_error(scheme_, columns, count, tried_scale, tried_zero, weights, error);
     for (int64_t r = 0; r < kPanelRows; ++r) {
@@ -110,7 +110,7 @@ void PanelGrid::fit(int64_t group, const double* columns, int64_t count, const I
       scale[r] = tried_scale[r];
       zero[r] = tried_zero[r];
     }
-  }
+  });
 }
 
 void PanelGrid::load(const Grid& grid, int64_t first_row) {

@@ -200,7 +200,7 @@ void PanelRefiner::solve_row(int64_t row) {
     }
     const double scale = grid_.scale(static_cast<int64_t>(g))[row];
     const double rounded = rounded_scale(scale_type_, scale + ideal);
-    const bool taken = m[g * size + g] > 0 && rounded > 0 && std::isfinite(rounded);
+    const bool taken = m[g * size + g] > 0 && rounded * scale > 0 && std::isfinite(rounded);
     scales[g] = taken ? rounded : scale;
     step[g] = scales[g] - scale;
   }
@@ -272,7 +272,7 @@ void PanelRefiner::refit_group(const Block& block, const Block& group) {
   for (int64_t r = 0; r < kPanelRows; ++r) {
     if (!(curvature[r] > 0)) continue;
     const double rounded = rounded_scale(scale_type_, scale[r] + along[r] / curvature[r]);
-    if (!(rounded > 0) || !std::isfinite(rounded)) continue;
+    if (!(rounded * scale[r] > 0) || !std::isfinite(rounded)) continue;
     const double tried = rounded - scale[r];
     const double change = tried * tried * curvature[r] - 2 * tried * along[r];
     if (!(change < 0)) continue;

@@ -53,14 +53,15 @@ double rounded_scale(c10::ScalarType type, double value) {
 
 namespace {
 
-/// The scale as it will be stored: never zero, so that codes can be computed, and never infinite.
+/// The scale as it will be stored: never zero, so that codes can be computed, and never infinite. Its sign
+/// stays.
 double stored_scale(c10::ScalarType type, double scale) {
   const double rounded = rounded_scale(type, scale);
   if (!std::isfinite(rounded)) {
     throw NumericalError(
         "fit_grid", fmt::format("scales must be finite in {}; a range asks for {}", dtype_name(type), scale));
   }
-  return std::max(rounded, facts(type).smallest);
+  return std::copysign(std::max(std::abs(rounded), facts(type).smallest), scale);
 }
 
 /// The largest weight becomes the largest value of the format.
@@ -74,6 +75,10 @@ GroupRange symmetric_range(const QuantScheme& scheme, double lowest, double high
   if (scheme.format != NumberFormat::kInt) return value_range(scheme.format, largest);
   const double all_levels = std::ldexp(1.0, static_cast<int>(scheme.bits)) - 1;
   switch (scheme.symmetric_convention) {
+    case SymmetricConvention::kSigned: {
+      const double low = -lowest >= highest ? -largest : largest;
+      return {low, -low, all_levels + 1, 0, largest == 0};
+    }
     case SymmetricConvention::kMidRange:
       return {-largest, largest, all_levels, 0, largest == 0};
     case SymmetricConvention::kFullRange: {
@@ -109,7 +114,8 @@ GroupRange convention_range(const QuantScheme& scheme, double lowest, double hig
 void grid_point(const QuantScheme& scheme, c10::ScalarType scale_type, const GroupRange& range, double factor,
                 double& scale, double& zero) {
   const double low = factor * range.low, high = factor * range.high;
-  const double exact = std::max(high - low, range.least_width) / range.levels;
+  const double width = range.least_width > 0 ? std::max(high - low, range.least_width) : high - low;
+  const double exact = width / range.levels;
   scale = range.empty ? facts(scale_type).epsilon : stored_scale(scale_type, exact);
   zero = 0;
   if (scheme.symmetric) return;

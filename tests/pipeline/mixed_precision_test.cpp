@@ -1,4 +1,5 @@
 // Bits chosen for the whole model under a budget: the survey before the block loop, and what it decides.
+#include <algorithm>
 #include <map>
 
 #include "lcomp/core/error.h"
@@ -52,6 +53,22 @@ TEST_CASE("the budget is kept, and operators that read one input have the same b
     }
     REQUIRE(report.passes[0].summary.find(" bits per weight: int") != std::string::npos);
   }
+}
+
+TEST_CASE("the less estimates are trusted, the nearer to each other are the widths",
+          "[pipeline][mixed_precision]") {
+  const test::TempDir dir;
+  std::vector<int64_t> spread;
+  for (const double trust : {0.0, 1.0}) {
+    const auto output = dir / std::to_string(trust);
+    test::run(mixed_job(output, {{"trust", trust}}));
+    const auto bits = bits_of(output);
+    const auto [least, most] = std::minmax_element(
+        bits.begin(), bits.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+    spread.push_back(most->second - least->second);
+  }
+  REQUIRE(spread[0] <= 1);
+  REQUIRE(spread[1] > 1);
 }
 
 TEST_CASE("without a choice mixed precision is gptq", "[pipeline][mixed_precision]") {

@@ -56,7 +56,9 @@ TEST_CASE("int8 writes int-quantized weights with input_activations and reads th
     const WeightPtr weight = written.load_weight(op);
     REQUIRE(weight->quantizes_input());
     const auto direct = quant::rtn(dense.checkpoint().read(op.name + ".weight"),
-                                   {.bits = 8, .granularity = quant::Granularity::kChannel});
+                                   {.bits = 8,
+                                    .granularity = quant::Granularity::kChannel,
+                                    .symmetric_convention = quant::SymmetricConvention::kMidRange});
     REQUIRE(weight->dense().equal(direct.dense()));
   }
   const double before = perplexity(test::bundled_model()), after = perplexity(dir / "out");

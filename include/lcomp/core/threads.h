@@ -35,7 +35,8 @@ class ThreadPool {
   std::unique_ptr<State> state_;
 };
 
-/// `pool->parallel_for`, or the same pieces in order on the calling thread when `pool` is null.
+/// `pool->parallel_for`, or the same pieces in order on the calling thread when `pool` is null; OpenBLAS runs
+/// with one thread either way.
 void parallel_for(ThreadPool* pool, int64_t count,
                   const std::function<void(int64_t index, int worker)>& piece);
 

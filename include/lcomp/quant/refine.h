@@ -38,8 +38,8 @@ struct RefineResult {
 ///     in each sweep  s_g <- s_g + c_g (D A)_g / (c_g A_gg c_g^T)        for the group at hand;
 ///     exact refit    the G x G system M ds = r, M_gk = c_g A_gk c_k^T, r_g = c_g (D A)_g, for all groups of
 /// a row at once; the rounding of each scale to its stored type is made up for by the scales still to be
-/// rounded (back substitution on the factor of M: the same idea as GPTQ's, on scales). Scales that would not
-/// be positive, or would raise the loss, stay. Zero points stay. With one scale for the whole tensor the
+/// rounded (back substitution on the factor of M: the same idea as GPTQ's, on scales). Scales that would
+/// change their sign, or raise the loss, stay. Zero points stay. With one scale for the whole tensor the
 /// scale stays; rows of more than 256 groups skip the exact refit.
 ///
 /// target: W [out, in], any floating-point type. second_moment: H [in, in], float32 or float64, symmetric.

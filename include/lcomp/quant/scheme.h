@@ -16,8 +16,11 @@ namespace lcomp::quant {
 /// How a symmetric scale follows from m = max |w| of a group. All store signed codes with zero point 0, in
 /// [-2^(b-1), 2^(b-1) - 1].
 enum class SymmetricConvention {
-  kMidRange,       ///< compressed-tensors: s = m / ((2^b - 1) / 2); an all-zero group gets the type's epsilon
-  kFullRange,      ///< GPTQ's formula, (m - -m) / (2^b - 1), for every group; an all-zero group gets m = 1
+  kSigned,     ///< s = -w_m / 2^(b-1), w_m the weight of magnitude m: the lowest code, which has no positive
+               ///< counterpart, goes to whichever side needs it, and s has a sign (llama.cpp's Q4_0). Ranges
+               ///< kMse and kHessian try both signs
+  kMidRange,   ///< compressed-tensors: s = m / ((2^b - 1) / 2); an all-zero group gets the type's epsilon
+  kFullRange,  ///< GPTQ's formula, (m - -m) / (2^b - 1), for every group; an all-zero group gets m = 1
   kFullRangeGptq,  ///< as the GPTQ authors' code: a group without negatives gets s = m / (2^b - 1), which
                    ///< clips everything above about m / 2. For parity with that code only
   kRestricted,  ///< SmoothQuant, AWQ, QuaRot: s = max(m, 1e-5) / (2^(b-1) - 1); the lowest code is not needed
@@ -60,7 +63,7 @@ struct QuantScheme {
   bool symmetric = true;
   Granularity granularity = Granularity::kGroup;
   int64_t group_size = 128;
-  SymmetricConvention symmetric_convention = SymmetricConvention::kMidRange;
+  SymmetricConvention symmetric_convention = SymmetricConvention::kSigned;
   AsymmetricConvention asymmetric_convention = AsymmetricConvention::kExtended;
   RangeRule range = RangeRule::kMinMax;
   int64_t mse_steps = 80;
@@ -88,6 +91,11 @@ struct QuantScheme {
   int lowest_code() const { return format == NumberFormat::kNf4 ? 0 : -(1 << (code_bits() - 1)); }
   int highest_code() const { return format == NumberFormat::kNf4 ? 15 : (1 << (code_bits() - 1)) - 1; }
 
+  /// Whether scales may be negative, and both signs are worth trying.
+  bool has_signed_scales() const {
+    return format == NumberFormat::kInt && symmetric && symmetric_convention == SymmetricConvention::kSigned;
+  }
+
   /// The type of the scales of a weight of type `weight`; those of NF4 are float32.
   c10::ScalarType scale_type(c10::ScalarType weight) const;
 
@@ -101,8 +109,8 @@ namespace lcomp {
 
 template <>
 struct EnumNames<quant::SymmetricConvention> {
-  static constexpr std::array<std::string_view, 4> names = {"mid_range", "full_range", "full_range_gptq",
-                                                            "restricted"};
+  static constexpr std::array<std::string_view, 5> names = {"signed", "mid_range", "full_range",
+                                                            "full_range_gptq", "restricted"};
 };
 template <>
 struct EnumNames<quant::AsymmetricConvention> {

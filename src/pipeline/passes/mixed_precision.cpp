@@ -1,3 +1,4 @@
+#include <cmath>
 #include <map>
 #include <utility>
 
@@ -39,6 +40,7 @@ struct MixedPrecisionOptions {
   int64_t max_bits = 8;
   Sensitivity sensitivity = Sensitivity::kModelLoss;
   int64_t sampled_rows = 64;
+  double trust = 0.7;
 
   void visit(FieldVisitor& v) {
     v.field("bits_per_weight", bits_per_weight, {2, 16},
@@ -50,6 +52,10 @@ struct MixedPrecisionOptions {
             "their own outputs");
     v.field("sampled_rows", sampled_rows, {1},
             "rows of a matrix by which its loss at each width is estimated");
+    v.field(
+        "trust", trust, {0, 1},
+        "how far estimates of the loss per weight are believed: 1 as they are, 0 not at all; the ratio of an "
+        "operator's to the mean is raised to this power");
   }
 };
 
@@ -145,9 +151,14 @@ class WidthSurvey final : public Survey {
                           const OperatorSettings& settings, std::string& decision) const override {
     const std::vector<Item> items = items_of(operators, settings);
     std::vector<std::vector<AllocationOption>> options;
+    int64_t common = 0;  // a width that all items have, or the nearest they have
+    for (const Item& item : items)
+      common = std::max(common, shared_widths(item, operators, settings).front());
+    std::vector<AllocationOption> at_common;
     for (const Item& item : items) {
       auto& of_item = options.emplace_back();
-      for (const int64_t bits : shared_widths(item, operators, settings)) {
+      const std::vector<int64_t> bits_of_item = shared_widths(item, operators, settings);
+      for (const int64_t bits : bits_of_item) {
         double loss = 0;
         for (const size_t i : item.operators) {
           const auto least = mixed(*settings[i]).min_bits;
@@ -155,7 +166,10 @@ class WidthSurvey final : public Survey {
         }
         of_item.push_back({cost(item, bits, operators, settings), loss});
       }
+      const int64_t bits = std::min(common, bits_of_item.back());
+      at_common.push_back(of_item[static_cast<size_t>(bits - bits_of_item.front())]);
     }
+    shrink(options, at_common);
     const std::vector<size_t> chosen = allocate(options, budget_bytes(operators, settings));
     OperatorSettings decided = settings;
     int64_t bytes = 0;
@@ -175,6 +189,26 @@ class WidthSurvey final : public Survey {
   }
 
  private:
+  /// Draws the loss per byte of every item towards the geometric mean over the items, by the power `trust`:
+  /// what an estimate has too much of is then not paid for in full. Items are compared at one width; the
+  /// course of the loss over the widths stays.
+  void shrink(std::vector<std::vector<AllocationOption>>& items,
+              const std::vector<AllocationOption>& at_common) const {
+    double logarithms = 0, bytes = 0;
+    for (const AllocationOption& at : at_common) {
+      if (!(at.loss > 0)) continue;
+      const auto cost = static_cast<double>(at.cost);
+      logarithms += std::log(at.loss / cost) * cost;
+      bytes += cost;
+    }
+    for (size_t k = 0; k < items.size(); ++k) {
+      if (!(at_common[k].loss > 0)) continue;
+      const double log_ratio =
+          std::log(at_common[k].loss / static_cast<double>(at_common[k].cost)) - logarithms / bytes;
+      for (AllocationOption& option : items[k]) option.loss *= std::exp(log_ratio * (budget_.trust - 1));
+    }
+  }
+
   /// Squared gradients of an operator's outputs over those of all outputs of its group.
   static at::Tensor shares(const at::Tensor& of_operator, const std::vector<at::Tensor>& of_group) {
     double sum = 0;

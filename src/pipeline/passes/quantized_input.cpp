@@ -70,8 +70,7 @@ using Int8PassOptions = PassOptionsOf<quant::QuantScheme, quant::ActivationSchem
 
 std::unique_ptr<PassOptions> int8_options() {
   auto options = std::make_unique<Int8PassOptions>();
-  options->get<quant::QuantScheme>().bits = 8;
-  options->get<quant::QuantScheme>().granularity = quant::Granularity::kChannel;
+  options->get<quant::QuantScheme>() = scheme_beside_activations();
   return options;
 }
 

@@ -24,4 +24,12 @@ quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType mod
   return scheme;
 }
 
+quant::QuantScheme scheme_beside_activations() {
+  quant::QuantScheme scheme;
+  scheme.bits = 8;
+  scheme.granularity = quant::Granularity::kChannel;
+  scheme.symmetric_convention = quant::SymmetricConvention::kMidRange;
+  return scheme;
+}
+
 }  // namespace lcomp::pipeline

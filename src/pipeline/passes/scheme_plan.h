@@ -16,4 +16,8 @@ void check_gptq(const PassOptions& options);
 /// float32.
 quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype);
 
+/// What weights are rounded to by default where their inputs are rounded as well: int8 per channel, and no
+/// negative scales, which integer kernels do not expect and 8 bits do not need.
+quant::QuantScheme scheme_beside_activations();
+
 }  // namespace lcomp::pipeline

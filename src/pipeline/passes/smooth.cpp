@@ -8,6 +8,7 @@
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/quant/gptq.h"
 #include "pipeline/passes/passes.h"
+#include "pipeline/passes/scheme_plan.h"
 #include "pipeline/passes/solver.h"
 
 namespace lcomp::pipeline {
@@ -129,8 +130,7 @@ class SmoothPass final : public Pass {
 
 std::unique_ptr<PassOptions> smooth_options() {
   auto options = std::make_unique<SmoothPassOptions>();
-  options->get<quant::QuantScheme>().bits = 8;
-  options->get<quant::QuantScheme>().granularity = quant::Granularity::kChannel;
+  options->get<quant::QuantScheme>() = scheme_beside_activations();
   return options;
 }
 

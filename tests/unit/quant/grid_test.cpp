@@ -37,14 +37,17 @@ at::Tensor block_losses(const at::Tensor& d, const at::Tensor& h) {
   return total;
 }
 
-/// The least weighted error over the shrink factors, for one row that is one group, from the formulas.
+/// The least weighted error over the shrink factors and both signs, for one row that is one group, from the
+/// formulas.
 double least_error(const at::Tensor& row, const at::Tensor& importance, int64_t bits, int64_t steps) {
-  const double m = row.abs().max().item<double>(), levels = std::pow(2.0, bits) - 1;
+  const double m = row.abs().max().item<double>(), half = std::pow(2.0, bits - 1);
   double least = std::numeric_limits<double>::infinity();
   for (int64_t i = 0; i < steps; ++i) {
-    const double s = 2 * m * (1 - static_cast<double>(i) / 100) / levels, half = (levels + 1) / 2;
-    const at::Tensor off = (row / s).round().clamp(-half, half - 1) * s - row;
-    least = std::min(least, (off * off * importance).sum().item<double>());
+    for (const double sign : {1, -1}) {
+      const double s = sign * m * (1 - static_cast<double>(i) / 100) / half;
+      const at::Tensor off = (row / s).round().clamp(-half, half - 1) * s - row;
+      least = std::min(least, (off * off * importance).sum().item<double>());
+    }
   }
   return least;
 }
@@ -139,4 +142,20 @@ TEST_CASE("range hessian refuses an importance that is missing or does not fit",
   REQUIRE(text(at::eye(32), Granularity::kTensor) ==
           "[test] range hessian must have an importance [32]; received [32, 32] of float32");
   REQUIRE(text(at::ones({32}), Granularity::kTensor) == "nothing was thrown");
+}
+
+TEST_CASE("signed scales lose no more than scales of one sign, and less where a group leans to one side",
+          "[quant][grid]") {
+  const at::Tensor weight = normal_matrix(64, 32, "weight");
+  for (const RangeRule range : {RangeRule::kMinMax, RangeRule::kMse}) {
+    CAPTURE(lcomp::name_of(range));
+    QuantScheme either = searched(range), upward = either;
+    upward.symmetric_convention = SymmetricConvention::kMidRange;
+    either.mse_exponent = upward.mse_exponent = 2;
+    const auto loss = [&](const at::Tensor& w, const QuantScheme& scheme) {
+      return errors(w, fit_grid(w, scheme), scheme).square().sum().item<double>();
+    };
+    REQUIRE(loss(weight, either) < 0.95 * loss(weight, upward));
+    REQUIRE(loss(weight, either) == Approx(loss(-weight, either)).epsilon(1e-12));
+  }
 }

@@ -99,17 +99,17 @@ TEST_CASE("equal inputs have no mismatch and leave the target where it is", "[qu
 
 TEST_CASE("the order of the factor does not matter, nor do threads and other rows", "[quant][mismatch]") {
   const Inputs inputs = make_inputs(300, 32, 0.3, 0.2);
-  const at::Tensor weight = normal_matrix(200, 32, "weight");
+  const at::Tensor weight = normal_matrix(200, 32, "weight"), delta = inputs.delta();
   const QuantScheme scheme{.group_size = 16};
   const GptqFactor plain = gptq_factor(inputs.h(), scheme);
   const GptqFactor sorted = gptq_factor(inputs.h(), scheme, {.act_order = ActOrder::kGroupAware});
   REQUIRE_FALSE(sorted.order.empty());
-  const at::Tensor one = mismatch_target(weight, inputs.delta(), plain.inverse, plain.order, 0.7);
-  REQUIRE(relative_difference(mismatch_target(weight, inputs.delta(), sorted.inverse, sorted.order, 0.7),
-                              one) < 1e-10);
+  const at::Tensor one = mismatch_target(weight, delta, plain.inverse, plain.order, 0.7);
+  REQUIRE(relative_difference(mismatch_target(weight, delta, sorted.inverse, sorted.order, 0.7), one) <
+          1e-10);
   lcomp::ThreadPool pool(3);
-  REQUIRE(mismatch_target(weight, inputs.delta(), plain.inverse, plain.order, 0.7, &pool).equal(one));
-  REQUIRE(mismatch_target(weight.narrow(0, 90, 20), inputs.delta(), plain.inverse, plain.order, 0.7)
+  REQUIRE(mismatch_target(weight, delta, plain.inverse, plain.order, 0.7, &pool).equal(one));
+  REQUIRE(mismatch_target(weight.narrow(0, 90, 20), delta, plain.inverse, plain.order, 0.7)
               .equal(one.narrow(0, 90, 20)));
 }
 

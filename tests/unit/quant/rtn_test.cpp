@@ -53,6 +53,14 @@ TEST_CASE("the worked example comes out under every convention", "[quant][rtn]")
   REQUIRE(scale_of(restricted) == Approx(1.0 / 7));
   REQUIRE(codes_of(restricted) == std::vector<int>{-7, -2, 1, 6});
 
+  const QuantizedWeight down = rtn(row(kExample), per_channel(4, true));  // signed: -1 is the lowest code
+  REQUIRE(scale_of(down) == Approx(1.0 / 8));
+  REQUIRE(codes_of(down) == std::vector<int>{-8, -2, 2, 7});
+  const QuantizedWeight up = rtn(row({1, 0.3, -0.2, -0.9}), per_channel(4, true));  // and so is 1
+  REQUIRE(scale_of(up) == Approx(-1.0 / 8));
+  REQUIRE(codes_of(up) == codes_of(down));
+  REQUIRE(up.dense().equal(-down.dense()));
+
   const QuantizedWeight two_bits = rtn(row(kExample), per_channel(2, false));
   REQUIRE(scale_of(two_bits) == Approx(1.9 / 3));
   REQUIRE(codes_of(two_bits) == std::vector<int>{0 - 2, 2 - 2, 2 - 2, 3 - 2});
@@ -107,14 +115,14 @@ TEST_CASE("codes are computed with the scale as it is stored", "[quant][rtn]") {
   REQUIRE(codes_of(stored) == std::vector<int>{127, 12});
 }
 
-TEST_CASE("tiny ranges keep a positive scale and huge ones are refused in float16", "[quant][rtn]") {
+TEST_CASE("tiny ranges keep a scale above 0 and huge ones are refused in float16", "[quant][rtn]") {
   const QuantScheme scheme{.granularity = Granularity::kChannel, .scale_dtype = ScaleDtype::kFloat16};
   const QuantizedWeight tiny = rtn(row({1e-9, -1e-9}), scheme);
-  REQUIRE(scale_of(tiny) == 0x1p-24);
+  REQUIRE(std::abs(scale_of(tiny)) == 0x1p-24);
   REQUIRE(codes_of(tiny) == std::vector<int>{0, 0});
   REQUIRE(error_text([&] {
             rtn(row({1e6, 0}), scheme);
-          }) == "[fit_grid] scales must be finite in float16; a range asks for 133333.33333333334");
+          }) == "[fit_grid] scales must be finite in float16; a range asks for -125000");
 }
 
 TEST_CASE("weights that are not finite or not floating point are refused", "[quant][rtn]") {
