@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "lcomp/core/error.h"
+#include "lcomp/sparse/sparse_weight.h"
 
 namespace lcomp::model {
 namespace {
@@ -69,7 +70,7 @@ at::Tensor divide_rows(Block& block, size_t op, const at::Tensor& scale) {
     block.set_vector(bias, values);
   }
   const at::Tensor rows = block.ops()[op].weight->dense().to(at::kDouble) / applied.unsqueeze(1);
-  block.replace(op, std::make_shared<DenseWeight>(rows.to(at::kFloat)));
+  block.replace(op, sparse::replaced_matrix(*block.ops()[op].weight, rows.to(at::kFloat)));
   return applied;
 }
 
@@ -104,7 +105,7 @@ at::Tensor fold_input_scale(Block& block, size_t group, const at::Tensor& scale)
   at::Tensor applied = applied_by_row.index_select(0, rows);
   for (const size_t op : info.operators) {
     const at::Tensor columns = block.ops()[op].weight->dense().to(at::kDouble) * applied.unsqueeze(0);
-    block.replace(op, std::make_shared<DenseWeight>(columns.to(at::kFloat)));
+    block.replace(op, sparse::replaced_matrix(*block.ops()[op].weight, columns.to(at::kFloat)));
   }
   block.multiply_input_scale(group, applied);
   return applied;

@@ -83,7 +83,7 @@ std::string_view type_name(NumberFormat format) {
 
 QuantScheme read_scheme(const OrderedJsonView& weights, const WeightFormat& format, int64_t& block_rows) {
   QuantScheme scheme;
-  scheme.format = format.number_format;
+  scheme.format = *format.number_format;
   const std::string type = weights.text_or("type", "int");
   if (type != type_name(scheme.format)) {
     throw Unsupported("config.json: " + weights.pointer(),
@@ -183,7 +183,7 @@ QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::str
   QuantizationConfig::Group group;
   group.format = format.name;
   group.targets = read_patterns(json.at("targets"));
-  group.scheme = read_scheme(json.at("weights"), format, group.block_rows);
+  if (format.number_format) group.scheme = read_scheme(json.at("weights"), format, group.block_rows);
   if (const auto inputs = json.find("input_activations")) group.input_activations = read_activations(*inputs);
   if (const auto numbers = json.find("lcomp")) {
     for (const auto& [name, value] : numbers->members()) group.numbers[name] = value.number();
@@ -233,7 +233,9 @@ nlohmann::ordered_json group_to_json(const QuantizationConfig::Group& group, boo
   json["input_activations"] = nullptr;
   if (group.input_activations) json["input_activations"] = activations_to_json(*group.input_activations);
   json["output_activations"] = nullptr;
-  json["weights"] = scheme_to_json(group.scheme, group.block_rows);
+  json["weights"] = nullptr;
+  if (find_weight_format(group.format)->number_format)
+    json["weights"] = scheme_to_json(group.scheme, group.block_rows);
   if (!group.numbers.empty()) json["lcomp"] = group.numbers;
   return json;
 }

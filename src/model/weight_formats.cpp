@@ -11,6 +11,7 @@
 #include "lcomp/quant/nf4_storage.h"
 #include "lcomp/quant/quantized_input_weight.h"
 #include "lcomp/quant/quantized_weight.h"
+#include "lcomp/sparse/sparse_weight.h"
 
 namespace lcomp::model {
 namespace {
@@ -215,6 +216,45 @@ std::optional<StorageGroup> describe_codebook(const Weight& weight) {
                       .format = "lcomp-codebook"};
 }
 
+std::string sparse_format_name(sparse::SparseFormat format) {
+  switch (format) {
+    case sparse::SparseFormat::kBitmask:
+      return "lcomp-bitmask";
+    case sparse::SparseFormat::kCsr:
+      return "lcomp-csr";
+    case sparse::SparseFormat::kTwoOfFour:
+      return "lcomp-2-of-4";
+    case sparse::SparseFormat::kTiledCsl:
+      return "lcomp-tiled-csl";
+    case sparse::SparseFormat::kDense:
+      break;
+  }
+  return "";
+}
+
+template <sparse::SparseFormat format>
+WeightPtr load_sparse(const StoredOperator& op, const StorageGroup&) {
+  sparse::SparseTensors stored;
+  for (const char* suffix : {"_values", "_shape", "_bitmask", "_row_offsets", "_columns", "_positions",
+                             "_tile_words", "_tile_offsets"}) {
+    const std::string name = std::string(".weight") + suffix;
+    if (!op.contains(name)) continue;
+    const bool bytes = std::string_view(suffix) == "_bitmask";
+    stored.parts[suffix] = bytes ? op.read_codes(name) : op.read(name);
+  }
+  return std::make_shared<sparse::SparseWeight>(
+      sparse::SparseWeight::from_stored(std::move(stored), format, op.info().name));
+}
+
+template <sparse::SparseFormat format>
+std::optional<StorageGroup> describe_sparse(const Weight& weight) {
+  const auto* pruned = dynamic_cast<const sparse::SparseWeight*>(&weight);
+  if (pruned == nullptr || pruned->format() != format) return std::nullopt;
+  return StorageGroup{.targets = {}, .scheme = {}, .format = sparse_format_name(format)};
+}
+
+using sparse::SparseFormat;
+
 constexpr std::array kFormats = {
     WeightFormat{"pack-quantized", ".weight_packed", io::StoredDtype::kI32, NumberFormat::kInt, load_packed,
                  describe_packed},
@@ -227,6 +267,14 @@ constexpr std::array kFormats = {
                  describe_llm_int8},
     WeightFormat{"lcomp-codebook", ".weight_codes", io::StoredDtype::kI32, NumberFormat::kInt, load_codebook,
                  describe_codebook},
+    WeightFormat{"lcomp-bitmask", ".weight_bitmask", io::StoredDtype::kU8, std::nullopt,
+                 load_sparse<SparseFormat::kBitmask>, describe_sparse<SparseFormat::kBitmask>},
+    WeightFormat{"lcomp-csr", ".weight_columns", io::StoredDtype::kI32, std::nullopt,
+                 load_sparse<SparseFormat::kCsr>, describe_sparse<SparseFormat::kCsr>},
+    WeightFormat{"lcomp-2-of-4", ".weight_positions", io::StoredDtype::kI16, std::nullopt,
+                 load_sparse<SparseFormat::kTwoOfFour>, describe_sparse<SparseFormat::kTwoOfFour>},
+    WeightFormat{"lcomp-tiled-csl", ".weight_tile_words", io::StoredDtype::kI32, std::nullopt,
+                 load_sparse<SparseFormat::kTiledCsl>, describe_sparse<SparseFormat::kTiledCsl>},
 };
 
 }  // namespace

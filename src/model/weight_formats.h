@@ -42,8 +42,8 @@ struct WeightFormat {
   /// Suffix and type of a tensor that every operator of this format has, and no dense one.
   std::string_view marker;
   io::StoredDtype marker_dtype;
-  /// What the codes stand for.
-  quant::NumberFormat number_format;
+  /// What the codes stand for; nothing where there are none (sparse matrices): the group then has no scheme.
+  std::optional<quant::NumberFormat> number_format;
 
   WeightPtr (*load)(const StoredOperator& op, const StorageGroup& group);
   /// The group of a weight that saves itself in this format (without targets), else nothing.

@@ -14,6 +14,11 @@ MethodTable builtin_methods() {
   table.add(awq_method());
   table.add(smoothquant_method());
   table.add(mixed_precision_method());
+  table.add(magnitude_method());
+  table.add(wanda_method());
+  table.add(ria_method());
+  table.add(obd_method());
+  table.add(sparsegpt_method());
   return table;
 }
 

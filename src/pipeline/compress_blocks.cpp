@@ -4,6 +4,7 @@
 #include "lcomp/io/checkpoint.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
+#include "lcomp/sparse/sparse_weight.h"
 #include "linalg/value_range.h"
 #include "model/weight_formats.h"
 #include "pipeline/run.h"
@@ -11,6 +12,13 @@
 /// The block loop of a run: load, compress, forward, write, commit.
 namespace lcomp::pipeline {
 namespace {
+
+/// The type that a matrix is kept in, nothing where it is codes.
+std::optional<at::ScalarType> matrix_type(const Weight& weight) {
+  if (const auto* dense = dynamic_cast<const DenseWeight*>(&weight)) return dense->dtype();
+  if (const auto* pruned = dynamic_cast<const sparse::SparseWeight*>(&weight)) return pruned->dtype();
+  return std::nullopt;
+}
 
 using calib::ActivationCache;
 
@@ -322,13 +330,14 @@ void Run::run_pass(size_t p, model::Block& block, Observed& observed, BlockRow& 
 /// are rounded to the model's type now: what follows sees the values that the output will have.
 void Run::round_dense(model::Block& block, size_t p) {
   for (size_t op = 0; op < block.ops().size(); ++op) {
-    const auto* dense = dynamic_cast<const DenseWeight*>(block.ops()[op].weight.get());
-    if (dense == nullptr || !block.replaced(op) || dense->dtype() == model_.dtype()) continue;
+    const WeightPtr& weight = block.ops()[op].weight;
+    const std::optional<at::ScalarType> type = matrix_type(*weight);
+    if (!type || !block.replaced(op) || *type == model_.dtype()) continue;
     const auto works_on = [&](const ChainedPass& later) {
       return settings_of(later.entry, block.index())(block.ops()[op].info.name) != nullptr;
     };
     if (std::any_of(passes_.begin() + static_cast<int64_t>(p) + 1, passes_.end(), works_on)) continue;
-    block.replace(op, std::make_shared<DenseWeight>(dense->dense().to(model_.dtype())));
+    block.replace(op, sparse::replaced_matrix(*weight, weight->dense().to(model_.dtype())));
   }
 }
 

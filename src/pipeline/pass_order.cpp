@@ -28,6 +28,7 @@ class OrderCheck {
     }
     quantized_by_.resize(names_.size());
     transformed_by_.resize(names_.size());
+    pruned_by_.resize(names_.size());
   }
 
   void add_pass(size_t p, const OperatorSettings& settings) {
@@ -38,6 +39,7 @@ class OrderCheck {
       if (!settings[i]) continue;
       refuse_quantized(i, "");
       if (effect_of(*method_, *settings[i]).reads_gradients) refuse_transformed(i);
+      if (!effect_of(*method_, *settings[i]).keeps_zeros) refuse_pruned(i);
     }
     size_t first = 0;
     for (int64_t block = 0; block < model_.size(); ++block) {
@@ -46,8 +48,10 @@ class OrderCheck {
       first += model_.architecture().operators(block).size();
     }
     for (size_t i = 0; i < names_.size(); ++i) {
-      if (settings[i] && effect_of(*method_, *settings[i]).quantizes && !quantized_by_[i])
-        quantized_by_[i] = p;
+      if (!settings[i]) continue;
+      const Effect effect = effect_of(*method_, *settings[i]);
+      if (effect.quantizes && !quantized_by_[i]) quantized_by_[i] = p;
+      if (effect.prunes) pruned_by_[i] = p;
     }
   }
 
@@ -73,6 +77,14 @@ class OrderCheck {
         fmt::format("gradients are taken before any pass, by the weights of the model as it is; {} is "
                     "transformed by \"{}\" (/passes/{}) before",
                     kind_of(names_[op]), job_.passes[*transformed_by_[op]].method, *transformed_by_[op]));
+  }
+
+  void refuse_pruned(size_t op) {
+    if (!pruned_by_[op]) return;
+    complain(fmt::format(
+        "{} must keep what is 0 after \"{}\" (/passes/{}) has pruned it; \"{}\" with these settings "
+        "does not",
+        kind_of(names_[op]), job_.passes[*pruned_by_[op]].method, *pruned_by_[op], method_->name));
   }
 
   /// `first`: position of the block's first operator in the list of all.
@@ -111,6 +123,7 @@ class OrderCheck {
   std::vector<std::string> names_;
   std::vector<std::optional<size_t>> quantized_by_;
   std::vector<std::optional<size_t>> transformed_by_;
+  std::vector<std::optional<size_t>> pruned_by_;
   size_t pass_ = 0;
   const MethodInfo* method_ = nullptr;
   std::set<std::string> said_;

@@ -37,6 +37,18 @@ void check_second_moment(const at::Tensor& h, int64_t in) {
                   fmt::join(h.sizes().begin(), h.sizes().end(), ", "), dtype_name(h.scalar_type())));
 }
 
+void check_kept(const at::Tensor& weight, const QuantScheme& scheme, const at::Tensor& kept) {
+  if (!kept.defined()) return;
+  if (kept.scalar_type() != at::kBool || kept.sizes() != weight.sizes()) {
+    throw InvalidArgument(
+        "gptq", fmt::format("the mask must be bool [{}]; received {} [{}]", fmt::join(weight.sizes(), ", "),
+                            dtype_name(kept.scalar_type()), fmt::join(kept.sizes(), ", ")));
+  }
+  if (scheme.has_zero()) return;
+  throw Unsupported("gptq",
+                    "a pruned matrix needs a grid with 0 among its points: asymmetric_convention extended");
+}
+
 /// diag(H) in the plain order, for range kHessian.
 at::Tensor importance_of(const GptqFactor& factor) {
   return factor.second_moment.diagonal();
@@ -76,12 +88,14 @@ Layout layout_of(const QuantScheme& scheme, const GptqOptions& options, const st
 class RoundColumns final : public ColumnPolicy {
  public:
   RoundColumns(PanelGrid& grid, const Layout& layout, bool stale, const GptqFactor& factor,
-               const std::vector<double>& original, std::vector<int8_t>& codes)
+               const std::vector<double>& original, const std::vector<double>& kept,
+               std::vector<int8_t>& codes)
       : grid_(grid),
         layout_(layout),
         stale_(stale),
         importance_(factor.diagonal),
         original_(original),
+        kept_(kept),
         added_(factor.inverse.added),
         codes_(codes) {}
 
@@ -99,6 +113,7 @@ class RoundColumns final : public ColumnPolicy {
 
   void encode(int64_t column, const double* values, double* decoded) override {
     grid_.encode(group_of(column), values, codes_.data() + column * kPanelRows, decoded);
+    if (!kept_.empty()) mask(column, decoded);
     const double* original = original_.data() + column * kPanelRows;
     const double added = added_[static_cast<size_t>(column)];
     for (int64_t r = 0; r < kPanelRows; ++r) {
@@ -114,7 +129,24 @@ class RoundColumns final : public ColumnPolicy {
   int64_t group_of(int64_t column) const { return layout_.group[static_cast<size_t>(column)]; }
 
   void fit(int64_t first, const double* values) {
+    std::vector<double> masked;
+    if (!kept_.empty()) {
+      const double* kept = kept_.data() + first * kPanelRows;
+      for (int64_t i = 0; i < layout_.width * kPanelRows; ++i) masked.push_back(values[i] * kept[i]);
+      values = masked.data();
+    }
     grid_.fit(group_of(first), values, layout_.width, {.diagonal = importance_.data() + first});
+  }
+
+  /// What is not kept becomes 0.
+  void mask(int64_t column, double* decoded) {
+    const double* zero = grid_.zero(group_of(column));
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      const auto i = static_cast<size_t>(column * kPanelRows + r);
+      if (kept_[i] != 0) continue;
+      decoded[r] = 0;
+      codes_[i] = zero_code(grid_.scheme(), zero[r]);
+    }
   }
 
   PanelGrid& grid_;
@@ -122,6 +154,7 @@ class RoundColumns final : public ColumnPolicy {
   bool stale_;
   const std::vector<double>& importance_;
   const std::vector<double>& original_;
+  const std::vector<double>& kept_;  // 1 or 0; empty when all stay
   const std::vector<double>& added_;
   std::vector<int8_t>& codes_;
 };
@@ -152,7 +185,7 @@ struct Solution {
 
 /// The walk over all panels. `weight` has zeros in its dead columns.
 Solution solve(const at::Tensor& weight, const GptqFactor& factor, const QuantScheme& scheme,
-               const GptqOptions& options, const Layout& layout, ThreadPool& pool) {
+               const GptqOptions& options, const Layout& layout, const at::Tensor& mask, ThreadPool& pool) {
   const int64_t out = weight.size(0), in = weight.size(1);
   Solution solution{at::empty({out, in}, at::kChar),
                     layout.refit ? empty_grid(weight, scheme)
@@ -166,9 +199,11 @@ Solution solve(const at::Tensor& weight, const GptqFactor& factor, const QuantSc
     std::vector<int8_t> codes(static_cast<size_t>(in * kPanelRows));
     load_panel(weight, first_row, factor.order, panel.data());
     const std::vector<double> original = panel;
+    std::vector<double> kept(mask.defined() ? panel.size() : 0);
+    if (mask.defined()) load_panel(mask, first_row, factor.order, kept.data());
     PanelGrid grid(scheme, solution.grid.scale.scalar_type(), scheme.groups(in));
     if (!layout.refit) grid.load(solution.grid, first_row);
-    RoundColumns policy(grid, layout, options.stale_groups, factor, original, codes);
+    RoundColumns policy(grid, layout, options.stale_groups, factor, original, kept, codes);
     double damped[kPanelRows] = {};
     compensate(panel.data(), in, upper, options.block_size, policy, damped);
 
@@ -238,12 +273,12 @@ double loss_of(const at::Tensor& weight, const QuantizedWeight& rounded, const G
 
 /// Codes and scales improved from where the walk left them, on the damped loss that the walk minimises.
 GptqResult refined(GptqResult result, const at::Tensor& weight, const GptqFactor& factor,
-                   const GptqOptions& options, ThreadPool& pool) {
+                   const GptqOptions& options, const at::Tensor& kept, ThreadPool& pool) {
   std::vector<double> added = factor.inverse.added;
   for (size_t i = 0; i < factor.order.size(); ++i)
     added[static_cast<size_t>(factor.order[i])] = factor.inverse.added[i];
   RefineResult better = refine(weight, factor.second_moment, added, result.weight,
-                               {.sweeps = options.sweeps, .refit = options.refit}, &pool);
+                               {.sweeps = options.sweeps, .refit = options.refit}, &pool, kept);
   result.weight = std::move(better.weight);
   result.walk_loss = result.damped_loss;
   result.damped_loss = better.damped_loss;
@@ -368,14 +403,16 @@ GptqFactor gptq_factor(const at::Tensor& second_moment, const QuantScheme& schem
 }
 
 GptqResult gptq(const at::Tensor& weight, const at::Tensor& second_moment, const QuantScheme& scheme,
-                const GptqOptions& options, ThreadPool* pool) {
+                const GptqOptions& options, ThreadPool* pool, const at::Tensor& kept) {
   scheme.validate(weight.sizes(), "gptq");
   check_second_moment(second_moment, weight.size(1));
-  return gptq(weight, gptq_factor(second_moment, scheme, options, pool), scheme, options, pool);
+  return gptq(weight, gptq_factor(second_moment, scheme, options, pool), scheme, options, pool, kept);
 }
 
-GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const QuantScheme& scheme,
-                const GptqOptions& options, ThreadPool* pool) {
+GptqResult gptq(const at::Tensor& given, const GptqFactor& factor, const QuantScheme& scheme,
+                const GptqOptions& options, ThreadPool* pool, const at::Tensor& kept) {
+  check_kept(given, scheme, kept);
+  const at::Tensor weight = kept.defined() ? given * kept : given;
   scheme.validate(weight.sizes(), "gptq");
   check_second_moment(factor.second_moment, weight.size(1));
   check_gptq_options(scheme, options);
@@ -389,7 +426,7 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const QuantS
   const at::Tensor alive =
       factor.dead.empty() ? weight : weight.index_fill(1, at::tensor(factor.dead, at::kLong), 0);
   const Layout layout = layout_of(scheme, options, factor.order, weight.size(1));
-  Solution solution = solve(alive, factor, scheme, options, layout, threads);
+  Solution solution = solve(alive, factor, scheme, options, layout, kept, threads);
   const bool finite = std::isfinite(solution.loss.damped);
 
   GptqResult result = result_with({scheme, solution.codes, solution.grid, layout.group_index}, factor);
@@ -397,7 +434,7 @@ GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const QuantS
   result.loss = solution.loss.plain;
   result.rtn_loss = std::numeric_limits<double>::quiet_NaN();
   if (finite && (options.sweeps > 0 || options.refit))
-    result = refined(std::move(result), alive, factor, options, threads);
+    result = refined(std::move(result), alive, factor, options, kept, threads);
 
   if (options.fallback_to_rtn || options.strict) {
     QuantizedWeight nearest = rtn(weight, scheme, &threads, importance_of(factor));

@@ -50,6 +50,12 @@ inline void encode_on(const QuantScheme& scheme, const double* values, const dou
   }
 }
 
+/// The code of 0 on a grid that has it; `zero` is the zero point.
+inline int8_t zero_code(const QuantScheme& scheme, double zero) {
+  constexpr int8_t kNf4Zero = 7;
+  return scheme.format == NumberFormat::kNf4 ? kNf4Zero : static_cast<int8_t>(zero);
+}
+
 /// Scales and zero points of the rows of one panel, group after group.
 class PanelGrid {
  public:
@@ -68,6 +74,7 @@ class PanelGrid {
     encode_on(scheme_, values, scale(group), zero(group), codes, decoded);
   }
 
+  const QuantScheme& scheme() const { return scheme_; }
   double* scale(int64_t group) { return scale_.data() + group * kPanelRows; }
   const double* scale(int64_t group) const { return scale_.data() + group * kPanelRows; }
   const double* zero(int64_t group) const { return zero_.data() + group * kPanelRows; }

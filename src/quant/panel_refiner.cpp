@@ -68,7 +68,11 @@ PanelRefiner::PanelRefiner(const DampedMoment& moment, const QuantScheme& scheme
 }
 
 void PanelRefiner::load(const at::Tensor& target, const at::Tensor& codes, const Grid& grid,
-                        int64_t first_row) {
+                        const at::Tensor& kept, int64_t first_row) {
+  if (kept.defined()) {
+    kept_.resize(codes_.size());
+    load_panel(kept, first_row, moment_.order(), kept_.data());
+  }
   load_panel(target, first_row, moment_.order(), error_.data());
   load_panel(codes, first_row, moment_.order(), levels_.data());
   std::transform(levels_.begin(), levels_.end(), codes_.begin(),
@@ -314,7 +318,15 @@ void PanelRefiner::round_column(const Block& block, int64_t first, int64_t colum
   }
   double wanted[kPanelRows], decoded[kPanelRows];
   for (int64_t r = 0; r < kPanelRows; ++r) wanted[r] = value[r] + slope[r] / curvature;
-  grid_.encode(group_of(column), wanted, codes_.data() + column * kPanelRows, decoded);
+  int8_t* codes = codes_.data() + column * kPanelRows;
+  int8_t before[kPanelRows];
+  std::copy(codes, codes + kPanelRows, before);
+  grid_.encode(group_of(column), wanted, codes, decoded);
+  for (int64_t r = 0; r < kPanelRows && !kept_.empty(); ++r) {
+    if (at(kept_, column)[r] != 0) continue;
+    codes[r] = before[r];
+    decoded[r] = value[r];
+  }
   double* error = at(error_, column);
   double* move = at(moves_, local);
   double* change = at(change_, local);

@@ -48,7 +48,9 @@ class PanelRefiner {
  public:
   PanelRefiner(const DampedMoment& moment, const QuantScheme& scheme, at::ScalarType scale_type);
 
-  void load(const at::Tensor& target, const at::Tensor& codes, const Grid& grid, int64_t first_row);
+  /// `kept`: undefined, or bool [out, in]: where it is false the code stays.
+  void load(const at::Tensor& target, const at::Tensor& codes, const Grid& grid, const at::Tensor& kept,
+            int64_t first_row);
   /// Measures the loss; with `refit` refits the scales in the same go. Comes first.
   void begin(bool refit);
   /// Exact refit of all scales of each row.
@@ -89,6 +91,7 @@ class PanelRefiner {
   int64_t groups_;
   PanelGrid grid_;
   std::vector<int8_t> codes_;
+  std::vector<double> kept_;    // 1 or 0; empty when all codes may change
   std::vector<double> value_;   // w^
   std::vector<double> error_;   // w - w^
   std::vector<double> levels_;  // w^ / s

@@ -54,7 +54,7 @@ std::vector<int64_t> order_of_groups(const at::Tensor& group_index) {
 
 RefineResult refine(const at::Tensor& target, const at::Tensor& second_moment,
                     const std::vector<double>& added, const QuantizedWeight& start,
-                    const RefineOptions& options, ThreadPool* pool) {
+                    const RefineOptions& options, ThreadPool* pool, const at::Tensor& kept) {
   check_arguments(target, second_moment, added, start);
   // OpenBLAS must run with one thread, which a pool sees to.
   ThreadPool alone(1);
@@ -69,7 +69,7 @@ RefineResult refine(const at::Tensor& target, const at::Tensor& second_moment,
   pool->parallel_for(panel_count(out), [&](int64_t index, int) {
     const int64_t first_row = index * kPanelRows;
     PanelRefiner panel(moment, start.scheme(), start.scale().scalar_type());
-    panel.load(target, start.codes(), before, first_row);
+    panel.load(target, start.codes(), before, kept, first_row);
     panel.begin(options.refit);
     for (int64_t sweep = 0; sweep < options.sweeps; ++sweep) panel.sweep(options.refit);
     if (options.refit && options.sweeps > 0) panel.refit();

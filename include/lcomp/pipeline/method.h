@@ -79,6 +79,10 @@ struct Effect {
   /// Reads gradients of the loss by the weights as they are before any pass: no earlier pass may transform
   /// them.
   bool reads_gradients = false;
+  /// Removes weights: only methods that keep zeros may follow.
+  bool prunes = false;
+  /// Whether what is 0 stays 0.
+  bool keeps_zeros = true;
 };
 
 /// An operator before anything of it is read.

@@ -21,6 +21,13 @@ class ColumnPolicy {
   /// to date.
   virtual void begin_group(int64_t /*first*/, const double* /*values*/) {}
 
+  /// Columns that `begin_unit` must see up to date together, such as the M of an N:M pattern; 1 for none.
+  virtual int64_t unit_size() const { return 1; }
+
+  /// Called when column `first`, a multiple of `unit_size()`, is reached; it and the unit's others are up to
+  /// date.
+  virtual void begin_unit(int64_t /*first*/, const double* /*values*/) {}
+
   /// Chooses what column `column` becomes, given its current `values`.
   virtual void encode(int64_t column, const double* values, double* decoded) = 0;
 };
@@ -37,6 +44,15 @@ class ColumnPolicy {
 /// that).
 void compensate(double* panel, int64_t n, const double* upper, int64_t block_size, ColumnPolicy& policy,
                 double* row_loss);
+
+/// Where the block of the walk that begins at column `first` ends: at most `block_size` columns on, and no
+/// group or unit of the policy is cut in two.
+int64_t block_end(int64_t first, int64_t n, int64_t block_size, const ColumnPolicy& policy);
+
+/// One block of the walk, columns [first, last) with `last` from `block_end`: for methods that look at all
+/// panels before each block.
+void compensate_block(double* panel, int64_t n, const double* upper, int64_t first, int64_t last,
+                      ColumnPolicy& policy, double* row_loss);
 
 /// The same walk without blocks, column by column: the form to read, and the reference of the tests.
 void compensate_unblocked(double* panel, int64_t n, const double* upper, ColumnPolicy& policy,

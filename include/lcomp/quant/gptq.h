@@ -89,16 +89,19 @@ GptqFactor gptq_factor(const at::Tensor& second_moment, const QuantScheme& schem
 /// Rows are independent: the codes of a row depend on nothing but that row, H and the options, so the result
 /// is the same at any number of threads.
 ///
+/// kept: bool [out, in], undefined for all true: weights where it is false become 0 and stay so (a matrix
+/// that was pruned before); the others make up for them.
+///
 /// Errors: InvalidArgument for shapes, types, non-finite weights, options out of range; Unsupported when the
-/// order would need a group index. Data that break the mathematics (no factor on any rung, non-finite or
-/// larger loss than round-to-nearest) fall back to round-to-nearest, or throw NumericalError when `strict` is
-/// set.
+/// order would need a group index, or a mask meets a grid without 0. Data that break the mathematics (no
+/// factor on any rung, non-finite or larger loss than round-to-nearest) fall back to round-to-nearest, or
+/// throw NumericalError when `strict` is set.
 GptqResult gptq(const at::Tensor& weight, const at::Tensor& second_moment, const QuantScheme& scheme,
-                const GptqOptions& options = {}, ThreadPool* pool = nullptr);
+                const GptqOptions& options = {}, ThreadPool* pool = nullptr, const at::Tensor& kept = {});
 
 /// The same with a factor made by `gptq_factor` with the same scheme and options.
 GptqResult gptq(const at::Tensor& weight, const GptqFactor& factor, const QuantScheme& scheme,
-                const GptqOptions& options = {}, ThreadPool* pool = nullptr);
+                const GptqOptions& options = {}, ThreadPool* pool = nullptr, const at::Tensor& kept = {});
 
 }  // namespace lcomp::quant
 

@@ -45,11 +45,13 @@ struct RefineResult {
 /// target: W [out, in], any floating-point type. second_moment: H [in, in], float32 or float64, symmetric.
 /// added: [in] in the plain order of columns, such as `DampedInverse::added`; empty for none. Group index and
 /// zero points of `start` are kept and used.
-/// Cost: 2 out in^2 FLOP per sweep and 3 out in^2 for an exact refit, in float64 GEMM over panels of rows.
-/// Rows are independent; the result is the same at any number of threads.
-/// Throws InvalidArgument when shapes or types disagree.
+/// kept: bool [out, in], undefined for all true: codes where it is false stay (those of a pruned matrix's
+/// zeros). Cost: 2 out in^2 FLOP per sweep and 3 out in^2 for an exact refit, in float64 GEMM over panels of
+/// rows. Rows are independent; the result is the same at any number of threads. Throws InvalidArgument when
+/// shapes or types disagree.
 RefineResult refine(const at::Tensor& target, const at::Tensor& second_moment,
                     const std::vector<double>& added, const QuantizedWeight& start,
-                    const RefineOptions& options = {}, ThreadPool* pool = nullptr);
+                    const RefineOptions& options = {}, ThreadPool* pool = nullptr,
+                    const at::Tensor& kept = {});
 
 }  // namespace lcomp::quant

@@ -91,6 +91,9 @@ struct QuantScheme {
   int lowest_code() const { return format == NumberFormat::kNf4 ? 0 : -(1 << (code_bits() - 1)); }
   int highest_code() const { return format == NumberFormat::kNf4 ? 15 : (1 << (code_bits() - 1)) - 1; }
 
+  /// Whether 0 is a point of every grid of the scheme.
+  bool has_zero() const { return symmetric || asymmetric_convention == AsymmetricConvention::kExtended; }
+
   /// Whether scales may be negative, and both signs are worth trying.
   bool has_signed_scales() const {
     return format == NumberFormat::kInt && symmetric && symmetric_convention == SymmetricConvention::kSigned;

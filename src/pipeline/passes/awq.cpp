@@ -87,7 +87,8 @@ MethodInfo awq_method() {
   };
   info.effect = [](const PassOptions& options) {
     return Effect{.transforms = true,
-                  .quantizes = options.part<TransformSolverOptions>().solver != TransformSolver::kNone};
+                  .quantizes = options.part<TransformSolverOptions>().solver != TransformSolver::kNone,
+                  .keeps_zeros = options.part<quant::QuantScheme>().has_zero()};
   };
   info.make_passes = [](const PassOptions& options) {
     const bool clips = options.part<AwqClipOptions>().clip &&

@@ -5,6 +5,7 @@
 #include "core/stopwatch.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/quant/mismatch.h"
+#include "lcomp/sparse/sparse_weight.h"
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/scheme_plan.h"
 
@@ -13,26 +14,12 @@ namespace {
 
 using GptqPassOptions = PassOptionsOf<quant::QuantScheme, quant::GptqOptions, GptqOrderOptions>;
 
-std::string rung_text(const quant::GptqResult& result) {
-  switch (result.rung) {
-    case linalg::Rung::kPlain:
-      return "cholesky";
-    case linalg::Rung::kMoreDamping:
-      return "more damping";
-    case linalg::Rung::kDiagonalFloor:
-      return "diagonal floor";
-    case linalg::Rung::kFailed:
-      break;
-  }
-  return "failed";
-}
-
 MatrixResult to_matrix_result(quant::GptqResult result) {
   OperatorRow row;
   row.loss = result.loss;
   if (std::isfinite(result.rtn_loss)) row.rtn_loss = result.rtn_loss;
   row.damping = result.damping;
-  row.rung = rung_text(result);
+  row.rung = rung_text(result.rung);
   row.rung_index = static_cast<int64_t>(result.rung);
   row.dead_columns = result.dead_columns;
   row.fell_back = result.fell_back;
@@ -130,7 +117,8 @@ class GptqPass final : public Pass {
                                       shared.mismatch_weight, &context.pool);
     }
     MatrixResult result = to_matrix_result(quant::gptq(target, shared.factor, scheme_of(settings, context),
-                                                       options_of(settings, context), &context.pool));
+                                                       options_of(settings, context), &context.pool,
+                                                       sparse::kept_mask(*op.weight)));
     if (settings.part<GptqOrderOptions>().mismatch != quant::MismatchRule::kNone)
       result.row.mismatch_weight = corrected ? shared.mismatch_weight : 0;
     return result;
@@ -142,6 +130,20 @@ class GptqPass final : public Pass {
 };
 
 }  // namespace
+
+std::string rung_text(linalg::Rung rung) {
+  switch (rung) {
+    case linalg::Rung::kPlain:
+      return "cholesky";
+    case linalg::Rung::kMoreDamping:
+      return "more damping";
+    case linalg::Rung::kDiagonalFloor:
+      return "diagonal floor";
+    case linalg::Rung::kFailed:
+      break;
+  }
+  return "failed";
+}
 
 std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options) {
   return std::make_unique<GptqPass>(std::move(method), options.part<GptqOrderOptions>());
@@ -161,6 +163,7 @@ MethodInfo gptq_method() {
     check_gptq(options);
     return plan_scheme(options.part<quant::QuantScheme>(), "gptq", op);
   };
+  info.effect = scheme_effect;
   info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass("gptq", options)); };
   return info;
 }

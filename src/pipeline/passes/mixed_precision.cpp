@@ -304,6 +304,7 @@ MethodInfo mixed_precision_method() {
     return options;
   };
   info.plan_weight = plan_weight;
+  info.effect = scheme_effect;
   info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass(kMethod, options)); };
   info.make_survey = [](const PassOptions& options, c10::ScalarType dtype) {
     return std::make_unique<WidthSurvey>(options, dtype);

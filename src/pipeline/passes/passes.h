@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lcomp/linalg/cholesky.h"
 #include "lcomp/pipeline/method.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/quant/mismatch.h"
@@ -47,6 +48,9 @@ std::unique_ptr<Pass> quantized_input_pass(std::unique_ptr<Pass> weights, const 
 /// What it makes of an operator; throws InvalidArgument for settings that do not fit it or each other.
 PlannedWeight plan_quantized_input(const PassOptions& options, const char* method, const PlannedOperator& op);
 
+/// A rung of the ladder of factorisations, for reports.
+std::string rung_text(linalg::Rung rung);
+
 MethodInfo rtn_method();
 MethodInfo gptq_method();
 MethodInfo int8_method();
@@ -55,6 +59,11 @@ MethodInfo squeezellm_method();
 MethodInfo awq_method();
 MethodInfo smoothquant_method();
 MethodInfo mixed_precision_method();
+MethodInfo magnitude_method();
+MethodInfo wanda_method();
+MethodInfo ria_method();
+MethodInfo obd_method();
+MethodInfo sparsegpt_method();
 
 }  // namespace lcomp::pipeline
 

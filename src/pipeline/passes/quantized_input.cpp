@@ -118,6 +118,7 @@ MethodInfo int8_method() {
     check_solver(options, gptq ? TransformSolver::kGptq : TransformSolver::kRtn, "int8");
     return plan_quantized_input(options, "int8", op);
   };
+  info.effect = scheme_effect;
   info.make_passes = [](const PassOptions& options) {
     return chain_of(quantized_input_pass("int8", options));
   };

@@ -38,6 +38,7 @@ MethodInfo rtn_method() {
     }
     return plan_scheme(scheme, "rtn", op);
   };
+  info.effect = scheme_effect;
   info.make_passes = [](const PassOptions&) { return chain_of(rtn_pass("rtn")); };
   return info;
 }

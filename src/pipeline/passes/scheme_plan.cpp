@@ -11,6 +11,10 @@ PlannedWeight plan_scheme(const quant::QuantScheme& scheme, const char* method, 
           quant::packed_bytes(scheme, op.out_features, op.in_features, scheme.scale_type(op.dtype))};
 }
 
+Effect scheme_effect(const PassOptions& options) {
+  return {.keeps_zeros = options.part<quant::QuantScheme>().has_zero()};
+}
+
 void check_gptq(const PassOptions& options) {
   quant::check_gptq_options(options.part<quant::QuantScheme>(), options.part<quant::GptqOptions>());
 }

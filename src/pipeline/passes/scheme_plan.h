@@ -8,6 +8,9 @@ namespace lcomp::pipeline {
 /// What a uniform grid makes of an operator: checks the scheme against the shape and counts the stored bytes.
 PlannedWeight plan_scheme(const quant::QuantScheme& scheme, const char* method, const PlannedOperator& op);
 
+/// The effect of rounding to the grid of the settings' QuantScheme.
+Effect scheme_effect(const PassOptions& options);
+
 /// Throws InvalidArgument or Unsupported for settings of GPTQ (parts QuantScheme and GptqOptions) that
 /// exclude each other.
 void check_gptq(const PassOptions& options);

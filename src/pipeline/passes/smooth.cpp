@@ -161,7 +161,8 @@ MethodInfo smoothquant_method() {
   info.plan_weight = plan_smooth;
   info.effect = [](const PassOptions& options) {
     return Effect{.transforms = true,
-                  .quantizes = options.part<TransformSolverOptions>().solver != TransformSolver::kNone};
+                  .quantizes = options.part<TransformSolverOptions>().solver != TransformSolver::kNone,
+                  .keeps_zeros = options.part<quant::QuantScheme>().has_zero()};
   };
   info.make_passes = smooth_passes;
   return info;

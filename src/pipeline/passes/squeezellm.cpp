@@ -55,7 +55,7 @@ MethodInfo squeezellm_method() {
     return chain_of(linear_pass("squeezellm", {.gradient_squares = reads}, false, run_squeezellm));
   };
   info.effect = [](const PassOptions& options) {
-    return Effect{.reads_gradients = squeezellm_options(options).reads_gradients()};
+    return Effect{.reads_gradients = squeezellm_options(options).reads_gradients(), .keeps_zeros = false};
   };
   return info;
 }

@@ -1,0 +1,146 @@
+#include "lcomp/core/weight_error.h"
+#include "lcomp/linalg/cholesky.h"
+#include "lcomp/pipeline/pass.h"
+#include "lcomp/sparse/refit.h"
+#include "lcomp/sparse/saliency.h"
+#include "pipeline/passes/passes.h"
+#include "pipeline/passes/sparsity_plan.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+/// What else than the mask is computed.
+struct MaskOptions {
+  bool refit = false;
+  double damping = 0.01;
+
+  void visit(FieldVisitor& v) {
+    v.field("refit", refit,
+            "set the kept weights to the least squares of the mask on the calibration inputs");
+    v.field("damping", damping, {0, 1},
+            "of the refit: added to the diagonal of the second moment, relative to its mean");
+  }
+};
+
+struct RelativeImportanceOptions {
+  double power = 0.5;
+
+  void visit(FieldVisitor& v) {
+    v.field("power", power, {0, 4},
+            "exponent of the inputs' norm beside the relative importance of a weight");
+  }
+};
+
+using MaskPassOptions = PassOptionsOf<sparse::Sparsity, SparseStorageOptions, MaskOptions>;
+using RelativePassOptions =
+    PassOptionsOf<sparse::Sparsity, SparseStorageOptions, MaskOptions, RelativeImportanceOptions>;
+
+using Saliency = at::Tensor (*)(const at::Tensor& weight, const calib::InputStats& stats,
+                                const PassOptions& options);
+
+at::Tensor by_magnitude(const at::Tensor& weight, const calib::InputStats&, const PassOptions&) {
+  return sparse::magnitude(weight);
+}
+
+at::Tensor by_wanda(const at::Tensor& weight, const calib::InputStats& stats, const PassOptions&) {
+  return sparse::wanda(weight, stats.second_moment.diagonal());
+}
+
+at::Tensor by_relative_importance(const at::Tensor& weight, const calib::InputStats& stats,
+                                  const PassOptions& options) {
+  return sparse::relative_importance(weight, stats.second_moment.diagonal(),
+                                     options.part<RelativeImportanceOptions>().power);
+}
+
+at::Tensor by_damage(const at::Tensor& weight, const calib::InputStats& stats, const PassOptions&) {
+  return sparse::optimal_brain_damage(weight, stats.gradient_squares.at(0));
+}
+
+/// Removes what counts least, and leaves the rest as it is or refits it.
+MatrixResult prune(Saliency saliency, const at::Tensor& weight, const calib::InputStats& stats,
+                   const PassOptions& options, PassContext& context) {
+  const auto& sparsity = options.part<sparse::Sparsity>();
+  const auto& rest = options.part<MaskOptions>();
+  const at::Tensor kept = sparse::select_kept(saliency(weight, stats, options), sparsity, &context.pool);
+  OperatorRow row;
+  at::Tensor pruned = weight * kept;
+  if (rest.refit) {
+    const auto inverse = linalg::damped_inverse(stats.second_moment, rest.damping, {}, &context.pool);
+    if (inverse.rung == linalg::Rung::kFailed) {
+      if (context.strict)
+        throw NumericalError("refit", "the damped second moment must have a Cholesky factor");
+      row.fell_back = true;
+      row.fallback = "masked only: the second moment could not be factored";
+    } else {
+      row.damping = inverse.damping;
+      pruned = sparse::refit(weight, stats.second_moment, inverse.added, kept, &context.pool)
+                   .weight.to(at::kFloat);
+    }
+  }
+  WeightPtr stored = store_sparse(pruned, options.part<SparseStorageOptions>(), context.model_dtype);
+  if (stats.second_moment.defined()) {
+    row.loss =
+        activation_energy(weight.to(at::kDouble) - stored->dense(), stats.second_moment, &context.pool);
+  }
+  return {std::move(stored), std::move(row)};
+}
+
+struct Facts {
+  const char* name;
+  const char* summary;
+  Saliency saliency;
+  bool reads_inputs;
+  bool reads_gradients;
+};
+
+template <class Options>
+MethodInfo mask_method(const Facts& facts) {
+  MethodInfo info;
+  info.name = facts.name;
+  info.summary = facts.summary;
+  info.needs_calibration = facts.reads_inputs || facts.reads_gradients;
+  info.default_options = [] { return std::make_unique<Options>(); };
+  info.plan_weight = [name = facts.name](const PassOptions& options, const PlannedOperator& op) {
+    return plan_sparse(options.part<sparse::Sparsity>(), options.part<SparseStorageOptions>(), name, op);
+  };
+  info.make_passes = [facts](const PassOptions& options) {
+    const bool moment = facts.reads_inputs || options.part<MaskOptions>().refit;
+    const calib::Needs needs{.second_moment = moment, .gradient_squares = facts.reads_gradients};
+    return chain_of(
+        linear_pass(facts.name, needs, moment,
+                    [saliency = facts.saliency](const at::Tensor& weight, const calib::InputStats& stats,
+                                                const PassOptions& settings, PassContext& context) {
+                      return prune(saliency, weight, stats, settings, context);
+                    }));
+  };
+  info.effect = [reads = facts.reads_gradients](const PassOptions&) {
+    return Effect{.quantizes = false, .reads_gradients = reads, .prunes = true};
+  };
+  return info;
+}
+
+}  // namespace
+
+MethodInfo magnitude_method() {
+  return mask_method<MaskPassOptions>(
+      {"magnitude", "removes the smallest weights", by_magnitude, false, false});
+}
+
+MethodInfo wanda_method() {
+  return mask_method<MaskPassOptions>(
+      {"wanda", "removes the weights with the least |w| |x| (Sun et al. 2024)", by_wanda, true, false});
+}
+
+MethodInfo ria_method() {
+  return mask_method<RelativePassOptions>(
+      {"ria", "removes the weights that count least in their row and column (Zhang et al. 2024)",
+       by_relative_importance, true, false});
+}
+
+MethodInfo obd_method() {
+  return mask_method<MaskPassOptions>(
+      {"obd", "removes the weights with the least w^2 F, F the Fisher information (LeCun et al. 1989)",
+       by_damage, false, true});
+}
+
+}  // namespace lcomp::pipeline

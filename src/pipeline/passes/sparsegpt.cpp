@@ -1,0 +1,133 @@
+#include "lcomp/sparse/sparsegpt.h"
+
+#include <map>
+
+#include "core/stopwatch.h"
+#include "lcomp/pipeline/pass.h"
+#include "pipeline/passes/passes.h"
+#include "pipeline/passes/scheme_plan.h"
+#include "pipeline/passes/sparsity_plan.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+constexpr const char* kMethod = "sparsegpt";
+
+struct SparseGptPassSettings {
+  bool quantize = false;
+  bool true_sequential = true;
+
+  void visit(FieldVisitor& v) {
+    v.field("quantize", quantize, "round what is kept to the grid of the settings below, in the same sweep");
+    v.field("true_sequential", true_sequential,
+            "take the statistics of each group of operators after the groups before it are pruned, instead "
+            "of once per "
+            "block");
+  }
+};
+
+using SparseGptPassOptions = PassOptionsOf<sparse::Sparsity, SparseStorageOptions, sparse::SparseGptOptions,
+                                           SparseGptPassSettings, quant::QuantScheme>;
+
+std::optional<quant::QuantScheme> grid_of(const PassOptions& options) {
+  if (!options.part<SparseGptPassSettings>().quantize) return std::nullopt;
+  return options.part<quant::QuantScheme>();
+}
+
+class SparseGptPass final : public Pass {
+ public:
+  explicit SparseGptPass(const PassOptions& options)
+      : sequential_(options.part<SparseGptPassSettings>().true_sequential) {}
+
+  std::string name() const override { return kMethod; }
+  calib::Needs needs() const override { return {.second_moment = true}; }
+  bool sequential() const override { return sequential_; }
+
+  void compress(model::Block& block, size_t group, const calib::InputStats& stats,
+                PassContext& context) const override {
+    // Operators with the same settings share the factor of their common input.
+    std::map<const PassOptions*, quant::GptqFactor> factors;
+    for (const size_t op : block.groups()[group].operators) {
+      const PassOptions* settings = context.settings(block.ops()[op].info.name);
+      if (settings == nullptr) continue;
+      const Stopwatch watch;
+      auto factor = factors.find(settings);
+      if (factor == factors.end()) {
+        const double damping = settings->part<sparse::SparseGptOptions>().damping;
+        factor = factors
+                     .emplace(settings, quant::gptq_factor(stats.second_moment,
+                                                           {.granularity = quant::Granularity::kChannel},
+                                                           {.damping = damping}, &context.pool))
+                     .first;
+      }
+      MatrixResult result = prune(*block.ops()[op].weight, factor->second, *settings, context);
+      replace_and_report(block, op, std::move(result), kMethod, watch.seconds(), stats, context);
+    }
+  }
+
+ private:
+  static MatrixResult prune(const Weight& weight, const quant::GptqFactor& factor,
+                            const PassOptions& settings, const PassContext& context) {
+    sparse::SparseGptOptions options = settings.part<sparse::SparseGptOptions>();
+    options.strict = options.strict || context.strict;
+    std::optional<quant::QuantScheme> scheme = grid_of(settings);
+    if (scheme) scheme = with_scale_type(*scheme, context.model_dtype);
+    sparse::SparseGptResult found =
+        sparse::sparsegpt(weight.dense(), factor, settings.part<sparse::Sparsity>(), options,
+                          scheme ? &*scheme : nullptr, context.model_dtype, &context.pool);
+    MatrixResult result;
+    result.row.loss = found.loss;
+    result.row.damping = found.damping;
+    result.row.rung = rung_text(found.rung);
+    result.row.rung_index = static_cast<int64_t>(found.rung);
+    result.row.dead_columns = found.dead_columns;
+    result.row.fell_back = found.fell_back;
+    if (found.fell_back) {
+      result.row.fallback =
+          found.rung == linalg::Rung::kFailed
+              ? "wanda: the second moment could not be factored"
+              : fmt::format("wanda: its loss {:.4g} is not above that of sparsegpt", found.loss);
+    }
+    result.weight = found.quantized ? std::make_shared<quant::QuantizedWeight>(std::move(*found.quantized))
+                                    : store_sparse(found.weight, settings.part<SparseStorageOptions>(),
+                                                   context.model_dtype);
+    return result;
+  }
+
+  bool sequential_;
+};
+
+PlannedWeight plan_sparsegpt(const PassOptions& options, const PlannedOperator& op) {
+  const auto& sparsity = options.part<sparse::Sparsity>();
+  const PlannedWeight pruned = plan_sparse(sparsity, options.part<SparseStorageOptions>(), kMethod, op);
+  const auto scheme = grid_of(options);
+  sparse::check_sparse_grid(sparsity, options.part<sparse::SparseGptOptions>(), scheme ? &*scheme : nullptr);
+  if (!scheme) return pruned;
+  PlannedWeight planned = plan_scheme(*scheme, kMethod, op);
+  planned.scheme += ", " + sparsity.describe();
+  return planned;
+}
+
+}  // namespace
+
+MethodInfo sparsegpt_method() {
+  MethodInfo info;
+  info.name = kMethod;
+  info.summary = "removes weights and makes up for it in those to their right (Frantar and Alistarh 2023)";
+  info.needs_calibration = true;
+  info.default_options = [] {
+    auto options = std::make_unique<SparseGptPassOptions>();
+    options->get<quant::QuantScheme>().range = quant::RangeRule::kHessian;
+    return options;
+  };
+  info.plan_weight = plan_sparsegpt;
+  info.make_passes = [](const PassOptions& options) {
+    return chain_of(std::make_unique<SparseGptPass>(options));
+  };
+  info.effect = [](const PassOptions& options) {
+    return Effect{.quantizes = grid_of(options).has_value(), .prunes = true};
+  };
+  return info;
+}
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,203 @@
+// Pruning as a job: patterns in what was written, storage that reads back, and what may follow.
+#include <ATen/ATen.h>
+
+#include <map>
+
+#include "lcomp/core/error.h"
+#include "lcomp/model/model.h"
+#include "lcomp/quant/quantized_weight.h"
+#include "lcomp/sparse/sparse_weight.h"
+#include "lcomp/sparse/sparsity.h"
+#include "pipeline/child_runs.h"
+#include "support/error_text.h"
+
+namespace fs = std::filesystem;
+using namespace lcomp;
+using test::Json;
+
+namespace {
+
+const std::vector<const char*> kMethods = {"magnitude", "wanda", "ria", "obd", "sparsegpt"};
+
+Json prune(const std::string& method, const Json& more = Json::object()) {
+  Json entry = {{"method", method}};
+  entry.update(more);
+  return entry;
+}
+
+Json prune_job(const fs::path& output, const std::string& method, const Json& more = Json::object()) {
+  return test::job_with(output, Json::array({prune(method, more)}));
+}
+
+/// The written matrices of a model by operator.
+std::map<std::string, WeightPtr> weights_of(const fs::path& output) {
+  const auto model = model::Model::open(output);
+  std::map<std::string, WeightPtr> weights;
+  for (int64_t block = 0; block < model.size(); ++block) {
+    for (const auto& op : model.architecture().operators(block)) weights[op.name] = model.load_weight(op);
+  }
+  return weights;
+}
+
+bool is_two_of_four(const at::Tensor& w) {
+  return !(w.ne(0).reshape({-1, 4}).sum(1) > 2).any().item<bool>();
+}
+
+}  // namespace
+
+TEST_CASE("every method removes its share of every row, in a smaller file that is read back",
+          "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const auto dense_size = fs::file_size(test::bundled_model() / "model.safetensors");
+  for (const char* method : kMethods) {
+    CAPTURE(method);
+    const auto report = test::run(prune_job(dir / method, method, {{"sparsity", 0.7}}));
+    REQUIRE(fs::file_size(dir / method / "model.safetensors") < dense_size);
+    for (const auto& [name, weight] : weights_of(dir / method)) {
+      const at::Tensor zeros = weight->dense().eq(0).sum(1);
+      REQUIRE((zeros >= sparse::share_of(0.7, weight->in_features())).all().item<bool>());
+      REQUIRE(dynamic_cast<const sparse::SparseWeight&>(*weight).format() == sparse::SparseFormat::kBitmask);
+    }
+    for (const auto& row : report.operators) {
+      REQUIRE(row.bits_per_weight < 0.4 * 16);
+      REQUIRE_FALSE(row.fell_back);
+    }
+    Observer silent;
+    REQUIRE_NOTHROW(pipeline::verify(dir / method, silent));
+  }
+}
+
+TEST_CASE("every storage holds the same matrices, and dense loads as any model", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  std::map<std::string, WeightPtr> expected;
+  for (const char* storage : {"auto", "dense", "bitmask", "csr", "2:4", "tiled_csl"}) {
+    CAPTURE(storage);
+    const fs::path output = dir / (std::string("out ") + storage[0] + storage[1] + storage[2]);
+    test::run(prune_job(output, "wanda", {{"pattern", "2:4"}, {"storage", storage}}));
+    const auto weights = weights_of(output);
+    if (expected.empty()) expected = weights;
+    for (const auto& [name, weight] : weights) {
+      REQUIRE(is_two_of_four(weight->dense()));
+      REQUIRE(weight->dense().equal(expected.at(name)->dense()));
+    }
+    const Json config = test::read_json(output / "config.json");
+    REQUIRE(config.contains("quantization_config") == (std::string(storage) != "dense"));
+  }
+  Json job = prune_job(dir / "plain", "wanda", {{"pattern", "2:4"}});
+  job["write"] = {{"format", "dense"}};
+  test::run(job);
+  REQUIRE(weights_of(dir / "plain").begin()->second->dense().equal(expected.begin()->second->dense()));
+}
+
+TEST_CASE("SparseGPT loses less of the outputs than Wanda, a refit less than SparseGPT",
+          "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const auto loss = [&](const std::string& name, const std::string& method, const Json& more) {
+    Json job = prune_job(dir / name, method, more);
+    job["calibration"]["samples"] = 16;
+    double sum = 0;
+    for (const auto& row : test::run(job).operators) sum += *row.activation_error;
+    return sum;
+  };
+  for (const char* pattern : {"unstructured", "2:4"}) {
+    CAPTURE(pattern);
+    const std::string p(1, pattern[0]);
+    const double wanda = loss("w" + p, "wanda", {{"pattern", pattern}});
+    const double walk = loss("s" + p, "sparsegpt", {{"pattern", pattern}});
+    const double fitted = loss("r" + p, "sparsegpt", {{"pattern", pattern}, {"refit", true}});
+    REQUIRE(walk < 0.95 * wanda);
+    REQUIRE(fitted < walk);
+    REQUIRE(loss("f" + p, "wanda", {{"pattern", pattern}, {"refit", true}}) < wanda);
+  }
+}
+
+TEST_CASE("the pattern survives what follows: scales, rounding, compensation, rounded inputs",
+          "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const Json grid = {{"bits", 4}, {"group_size", 64}};
+  const std::vector<std::pair<std::string, Json>> followers = {
+      {"rtn", grid},
+      {"gptq", grid},
+      {"gptq", {{"bits", 3}, {"group_size", 64}, {"sweeps", 2}, {"refit", true}}},
+      {"gptq", {{"bits", 4}, {"group_size", 64}, {"symmetric", false}, {"act_order", "group_aware"}}},
+      {"gptq", {{"format", "nf4"}, {"group_size", 64}}},
+      {"awq", grid},
+      {"awq", {{"bits", 4}, {"group_size", 64}, {"solver", "gptq"}}},
+      {"awq", {{"bits", 4}, {"group_size", 64}, {"solver", "none"}}},
+      {"smoothquant", Json::object()},
+      {"smoothquant", {{"solver", "gptq"}}},
+      {"int8", Json::object()},
+      {"mixed_precision", {{"bits_per_weight", 4.5}, {"group_size", 64}}}};
+  int count = 0;
+  for (const auto& [method, more] : followers) {
+    for (const char* first : {"magnitude", "sparsegpt"}) {
+      CAPTURE(first, method, more.dump());
+      const auto output = dir / std::to_string(count++);
+      Json then = {{"method", method}};
+      then.update(more);
+      test::run(test::job_with(output, Json::array({prune(first, {{"pattern", "2:4"}}), then})));
+      for (const auto& [name, weight] : weights_of(output)) REQUIRE(is_two_of_four(weight->dense()));
+    }
+  }
+}
+
+TEST_CASE("scales before pruning are kept, and sparse and 4 bit in one sweep", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  test::run(
+      test::job_with(dir / "scaled", Json::array({{{"method", "awq"}, {"solver", "none"}, {"group_size", 64}},
+                                                  prune("wanda", {{"pattern", "2:4"}})})));
+  for (const auto& [name, weight] : weights_of(dir / "scaled")) REQUIRE(is_two_of_four(weight->dense()));
+  const Json joint = {{"pattern", "2:4"}, {"quantize", true}, {"bits", 4}, {"group_size", 64}};
+  test::run(prune_job(dir / "joint", "sparsegpt", joint));
+  for (const auto& [name, weight] : weights_of(dir / "joint")) {
+    REQUIRE(is_two_of_four(weight->dense()));
+    REQUIRE(dynamic_cast<const quant::QuantizedWeight*>(weight.get()) != nullptr);
+  }
+}
+
+TEST_CASE("the bytes of pruning do not depend on threads or on where activations are kept, nor on a kill",
+          "[pipeline][sparse][determinism][resume]") {
+  const test::TempDir dir;
+  for (const char* method : kMethods) {
+    CAPTURE(method);
+    const std::string name(method);
+    Json job = prune_job(dir / name, method, {{"pattern", "2:4"}});
+    test::Watcher watcher;
+    test::run(job, watcher);
+    const std::string expected = test::weights_hash(dir / name);
+    job["threads"] = 3;
+    job["calibration"]["cache"] = "disk";
+    job["output"] = (dir / (name + "3")).string();
+    test::run(job);
+    REQUIRE(test::weights_hash(dir / (name + "3")) == expected);
+    const fs::path killed = dir / (name + "-killed");
+    const Json again = prune_job(killed, method, {{"pattern", "2:4"}});
+    REQUIRE(test::run_in_child(again, watcher.signs * 2 / 3).killed);
+    test::run(again);
+    REQUIRE(test::weights_hash(killed) == expected);
+  }
+}
+
+TEST_CASE("orders and patterns that cannot work are refused with the reason", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const auto error = [&](const Json& passes) {
+    return test::error_text([&] { test::run(test::job_with(dir / "out", passes)); });
+  };
+  REQUIRE_THAT(error(Json::array({test::pass("rtn"), prune("wanda")})),
+               Catch::Contains("an operator must not be changed after it is quantized"));
+  REQUIRE_THAT(error(Json::array({prune("wanda"), {{"method", "squeezellm"}}})),
+               Catch::Contains(
+                   "must keep what is 0 after \"wanda\" (/passes/0) has pruned it; \"squeezellm\" with these "
+                   "settings does not"));
+  REQUIRE_THAT(error(Json::array({prune("wanda"), test::pass("rtn", {{"symmetric", false},
+                                                                     {"asymmetric_convention", "raw"}})})),
+               Catch::Contains("must keep what is 0 after \"wanda\""));
+  REQUIRE_THAT(error(Json::array({prune("wanda", {{"pattern", "2-4"}})})),
+               Catch::Contains("pattern must be unstructured, or N:M with 1 <= N < M <= 64; received '2-4'"));
+  REQUIRE_THAT(error(Json::array({prune("wanda", {{"pattern", "2:5"}})})),
+               Catch::Contains("pattern 2:5 must divide the"));
+  REQUIRE_THAT(error(Json::array({prune("wanda", {{"storage", "2:4"}})})),
+               Catch::Contains("pattern must be 2:4 or 1:4 for storage 2:4; it is unstructured"));
+  REQUIRE_THAT(error(Json::array({prune("sparsegpt", {{"quantize", true}, {"refit", true}})})),
+               Catch::Contains("refit must be off where the kept weights are quantized"));
+}
