@@ -174,6 +174,27 @@ quant::ActivationScheme read_activations(const OrderedJsonView& json) {
   return scheme;
 }
 
+QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format);
+
+/// The groups of a sum's parts, of which none is a sum.
+std::vector<QuantizationConfig::Group> read_parts(const OrderedJsonView& json, const WeightFormat& whole) {
+  constexpr size_t kMostParts = 16;
+  if (whole.name != "lcomp-sum")
+    json.fail(fmt::format("only lcomp-sum has parts; the format is {}", whole.name));
+  std::vector<QuantizationConfig::Group> parts;
+  for (const OrderedJsonView& part : json.elements()) {
+    if (parts.size() == kMostParts)
+      json.fail(fmt::format("there must be at most {} parts; there are more", kMostParts));
+    if (part.text_or("format", "") == "dense") {
+      parts.push_back({.targets = {}, .scheme = {}, .format = "dense"});
+      continue;
+    }
+    parts.push_back(read_group(part, "pack-quantized"));
+    if (!parts.back().parts.empty()) part.fail("a part must not be a sum itself; it is");
+  }
+  return parts;
+}
+
 QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format) {
   if (json.find("output_activations")) {
     throw Unsupported("config.json: " + json.pointer(),
@@ -188,6 +209,7 @@ QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::str
   if (const auto numbers = json.find("lcomp")) {
     for (const auto& [name, value] : numbers->members()) group.numbers[name] = value.number();
   }
+  if (const auto parts = json.find("lcomp_parts")) group.parts = read_parts(*parts, format);
   return group;
 }
 
@@ -234,9 +256,12 @@ nlohmann::ordered_json group_to_json(const QuantizationConfig::Group& group, boo
   if (group.input_activations) json["input_activations"] = activations_to_json(*group.input_activations);
   json["output_activations"] = nullptr;
   json["weights"] = nullptr;
-  if (find_weight_format(group.format)->number_format)
+  const WeightFormat* format = find_weight_format(group.format);
+  if (format != nullptr && format->number_format)
     json["weights"] = scheme_to_json(group.scheme, group.block_rows);
   if (!group.numbers.empty()) json["lcomp"] = group.numbers;
+  for (const QuantizationConfig::Group& part : group.parts)
+    json["lcomp_parts"].push_back(group_to_json(part, true));
   return json;
 }
 

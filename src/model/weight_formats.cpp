@@ -6,6 +6,7 @@
 
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
+#include "lcomp/core/sum_weight.h"
 #include "lcomp/quant/codebook_weight.h"
 #include "lcomp/quant/llm_int8.h"
 #include "lcomp/quant/nf4_storage.h"
@@ -224,6 +225,8 @@ std::string sparse_format_name(sparse::SparseFormat format) {
       return "lcomp-csr";
     case sparse::SparseFormat::kTwoOfFour:
       return "lcomp-2-of-4";
+    case sparse::SparseFormat::kBlockedEll:
+      return "lcomp-blocked-ell";
     case sparse::SparseFormat::kTiledCsl:
       return "lcomp-tiled-csl";
     case sparse::SparseFormat::kDense:
@@ -236,7 +239,7 @@ template <sparse::SparseFormat format>
 WeightPtr load_sparse(const StoredOperator& op, const StorageGroup&) {
   sparse::SparseTensors stored;
   for (const char* suffix : {"_values", "_shape", "_bitmask", "_row_offsets", "_columns", "_positions",
-                             "_tile_words", "_tile_offsets"}) {
+                             "_block_columns", "_tile_words", "_tile_offsets"}) {
     const std::string name = std::string(".weight") + suffix;
     if (!op.contains(name)) continue;
     const bool bytes = std::string_view(suffix) == "_bitmask";
@@ -251,6 +254,41 @@ std::optional<StorageGroup> describe_sparse(const Weight& weight) {
   const auto* pruned = dynamic_cast<const sparse::SparseWeight*>(&weight);
   if (pruned == nullptr || pruned->format() != format) return std::nullopt;
   return StorageGroup{.targets = {}, .scheme = {}, .format = sparse_format_name(format)};
+}
+
+/// The group of a part; a dense one has the format "dense".
+StorageGroup part_group(const Weight& part) {
+  if (auto group = storage_group(part)) return *group;
+  return {.targets = {}, .scheme = {}, .format = "dense"};
+}
+
+std::optional<StorageGroup> describe_sum(const Weight& weight) {
+  const auto* sum = dynamic_cast<const SumWeight*>(&weight);
+  if (sum == nullptr) return std::nullopt;
+  StorageGroup group{.targets = {}, .scheme = {}, .format = "lcomp-sum"};
+  for (const WeightPtr& part : sum->parts()) group.parts.push_back(part_group(*part));
+  return group;
+}
+
+WeightPtr load_sum(const StoredOperator& op, const StorageGroup& group) {
+  const at::Tensor count = op.read(".weight_parts");
+  const auto expected = static_cast<int64_t>(group.parts.size());
+  if (expected < 2 || count.numel() != 1 || count.item<int64_t>() != expected) {
+    throw CorruptFile(op.tensor(".weight_parts"),
+                      fmt::format("must be the number of parts in the config, which has {}", expected));
+  }
+  std::vector<WeightPtr> parts;
+  for (size_t i = 0; i < group.parts.size(); ++i) {
+    const StoredOperator part = op.part(i);
+    const WeightFormat* format = find_weight_format(group.parts[i].format);
+    parts.push_back(format == nullptr ? std::make_shared<DenseWeight>(part.read(".weight"))
+                                      : format->load(part, group.parts[i]));
+  }
+  try {
+    return std::make_shared<SumWeight>(std::move(parts));
+  } catch (const InvalidArgument& error) {
+    throw CorruptFile(op.info().name, fmt::format("the stored parts must fit together; {}", error.what()));
+  }
 }
 
 using sparse::SparseFormat;
@@ -273,6 +311,9 @@ constexpr std::array kFormats = {
                  load_sparse<SparseFormat::kCsr>, describe_sparse<SparseFormat::kCsr>},
     WeightFormat{"lcomp-2-of-4", ".weight_positions", io::StoredDtype::kI16, std::nullopt,
                  load_sparse<SparseFormat::kTwoOfFour>, describe_sparse<SparseFormat::kTwoOfFour>},
+    WeightFormat{"lcomp-blocked-ell", ".weight_block_columns", io::StoredDtype::kI32, std::nullopt,
+                 load_sparse<SparseFormat::kBlockedEll>, describe_sparse<SparseFormat::kBlockedEll>},
+    WeightFormat{"lcomp-sum", ".weight_parts", io::StoredDtype::kI64, std::nullopt, load_sum, describe_sum},
     WeightFormat{"lcomp-tiled-csl", ".weight_tile_words", io::StoredDtype::kI32, std::nullopt,
                  load_sparse<SparseFormat::kTiledCsl>, describe_sparse<SparseFormat::kTiledCsl>},
 };

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "lcomp/core/sum_weight.h"
 #include "lcomp/model/model.h"
 
 /// The ways in which the weight of a linear operator may be stored, apart from the matrix itself: one table,
@@ -16,7 +17,13 @@ using StorageGroup = QuantizationConfig::Group;
 /// The tensors of one operator. Suffixes begin with a dot: ".weight_scale".
 class StoredOperator {
  public:
-  StoredOperator(const Model& model, const OperatorInfo& op) : model_(model), op_(op) {}
+  StoredOperator(const Model& model, OperatorInfo op) : model_(model), op_(std::move(op)) {}
+  /// Part i of a sum.
+  StoredOperator part(size_t i) const {
+    OperatorInfo info = op_;
+    info.name = SumWeight::part_name(op_.name, i);
+    return {model_, std::move(info)};
+  }
 
   const OperatorInfo& info() const { return op_; }
   std::string tensor(std::string_view suffix) const { return op_.name + std::string(suffix); }
@@ -33,7 +40,7 @@ class StoredOperator {
 
  private:
   const Model& model_;
-  const OperatorInfo& op_;
+  OperatorInfo op_;
 };
 
 struct WeightFormat {

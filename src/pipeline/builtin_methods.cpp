@@ -19,6 +19,7 @@ MethodTable builtin_methods() {
   table.add(ria_method());
   table.add(obd_method());
   table.add(sparsegpt_method());
+  table.add(wrp_method());
   return table;
 }
 

@@ -13,13 +13,6 @@
 namespace lcomp::pipeline {
 namespace {
 
-/// The type that a matrix is kept in, nothing where it is codes.
-std::optional<at::ScalarType> matrix_type(const Weight& weight) {
-  if (const auto* dense = dynamic_cast<const DenseWeight*>(&weight)) return dense->dtype();
-  if (const auto* pruned = dynamic_cast<const sparse::SparseWeight*>(&weight)) return pruned->dtype();
-  return std::nullopt;
-}
-
 using calib::ActivationCache;
 
 std::string block_step(int64_t block) {
@@ -331,7 +324,7 @@ void Run::run_pass(size_t p, model::Block& block, Observed& observed, BlockRow& 
 void Run::round_dense(model::Block& block, size_t p) {
   for (size_t op = 0; op < block.ops().size(); ++op) {
     const WeightPtr& weight = block.ops()[op].weight;
-    const std::optional<at::ScalarType> type = matrix_type(*weight);
+    const std::optional<at::ScalarType> type = sparse::matrix_type(*weight);
     if (!type || !block.replaced(op) || *type == model_.dtype()) continue;
     const auto works_on = [&](const ChainedPass& later) {
       return settings_of(later.entry, block.index())(block.ops()[op].info.name) != nullptr;

@@ -23,6 +23,7 @@ constexpr const char* kBits = "_bitmask";
 constexpr const char* kRowOffsets = "_row_offsets";
 constexpr const char* kColumns = "_columns";
 constexpr const char* kPositions = "_positions";
+constexpr const char* kBlockColumns = "_block_columns";
 constexpr const char* kWords = "_tile_words";
 constexpr const char* kTileOffsets = "_tile_offsets";
 
@@ -174,6 +175,75 @@ void decode_two_of_four(const SparseTensors& stored, at::Tensor& matrix) {
   }
 }
 
+/// Blocks of an edge: how many in a column or row of elements.
+int64_t blocks_in(int64_t size) {
+  return (size + kStoredBlockEdge - 1) / kStoredBlockEdge;
+}
+
+template <class Bits>
+bool has_nonzero(const at::Tensor& matrix, int64_t block_row, int64_t block_column) {
+  const int64_t out = matrix.size(0), in = matrix.size(1);
+  for (int64_t r = block_row * kStoredBlockEdge; r < std::min(out, (block_row + 1) * kStoredBlockEdge); ++r) {
+    for (int64_t c = block_column * kStoredBlockEdge; c < std::min(in, (block_column + 1) * kStoredBlockEdge);
+         ++c) {
+      if (!is_zero(bits_of<Bits>(matrix)[r * in + c])) return true;
+    }
+  }
+  return false;
+}
+
+/// Calls body(element of the matrix, element of the values) for all elements of stored blocks that lie in the
+/// matrix.
+template <class Body>
+void for_each_in_blocks(const SparseTensors& stored, Body body) {
+  const at::Tensor& columns = stored.parts.at(kBlockColumns);
+  const int64_t rows = columns.size(0), count = columns.size(1);
+  for (int64_t b = 0; b < rows; ++b) {
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t column = columns.data_ptr<int32_t>()[b * count + k];
+      if (column < 0) continue;
+      const int64_t first = (b * count + k) * kStoredBlockEdge * kStoredBlockEdge;
+      for (int64_t r = 0; r < std::min(kStoredBlockEdge, stored.out - b * kStoredBlockEdge); ++r) {
+        for (int64_t c = 0; c < std::min(kStoredBlockEdge, stored.in - column * kStoredBlockEdge); ++c)
+          body((b * kStoredBlockEdge + r) * stored.in + column * kStoredBlockEdge + c,
+               first + r * kStoredBlockEdge + c);
+      }
+    }
+  }
+}
+
+template <class Bits>
+void encode_blocks(const at::Tensor& matrix, SparseTensors& stored) {
+  const int64_t rows = blocks_in(stored.out), columns = blocks_in(stored.in);
+  std::vector<std::vector<int32_t>> found(static_cast<size_t>(rows));
+  size_t most = 1;
+  for (int64_t b = 0; b < rows; ++b) {
+    auto& of_row = found[static_cast<size_t>(b)];
+    for (int64_t c = 0; c < columns; ++c) {
+      if (has_nonzero<Bits>(matrix, b, c)) of_row.push_back(static_cast<int32_t>(c));
+    }
+    most = std::max(most, of_row.size());
+  }
+  const auto count = static_cast<int64_t>(most);
+  at::Tensor places = at::full({rows, count}, -1, at::kInt);
+  for (int64_t b = 0; b < rows; ++b) {
+    const auto& of_row = found[static_cast<size_t>(b)];
+    std::copy(of_row.begin(), of_row.end(), places.data_ptr<int32_t>() + b * count);
+  }
+  at::Tensor values = at::zeros({rows, count, kStoredBlockEdge, kStoredBlockEdge}, matrix.options());
+  stored.parts = {{kBlockColumns, places}, {kValues, values}};
+  auto* to = static_cast<Bits*>(values.data_ptr());
+  for_each_in_blocks(stored,
+                     [&](int64_t element, int64_t value) { to[value] = bits_of<Bits>(matrix)[element]; });
+}
+
+template <class Bits>
+void decode_blocks(const SparseTensors& stored, at::Tensor& matrix) {
+  const Bits* values = bits_of<Bits>(stored.parts.at(kValues));
+  auto* to = static_cast<Bits*>(matrix.data_ptr());
+  for_each_in_blocks(stored, [&](int64_t element, int64_t value) { to[element] = values[value]; });
+}
+
 void encode_tiles(const at::Tensor& matrix, SparseTensors& stored) {
   const TileGrid grid(stored.out, stored.in);
   std::vector<int32_t> words, offsets{0};
@@ -316,6 +386,25 @@ class Check {
     }
   }
 
+  void blocks() const {
+    const at::Tensor& columns = any(kBlockColumns);
+    const int64_t rows = blocks_in(stored_.out), most = blocks_in(stored_.in);
+    const int64_t count = columns.dim() == 2 ? columns.size(1) : 0;
+    if (count < 1 || count > most)
+      fail(kBlockColumns,
+           fmt::format("must have 1 to {} blocks in a row; it is {}", most, shape_text(columns)));
+    const auto* column = part(kBlockColumns, at::kInt, {rows, count}).data_ptr<int32_t>();
+    values({rows, count, kStoredBlockEdge, kStoredBlockEdge});
+    for (int64_t i = 0; i < rows * count; ++i) {
+      const int32_t before = i % count == 0 ? -1 : column[i - 1];
+      const bool ended = i % count > 0 && before < 0;
+      if (column[i] >= most || (column[i] >= 0 && (ended || column[i] <= before))) {
+        fail(kBlockColumns, fmt::format("must ascend and be below {}, then -1; row {} has {} after {}", most,
+                                        i / count, column[i], before));
+      }
+    }
+  }
+
   void tiles() const {
     const TileGrid grid(stored_.out, stored_.in);
     const at::Tensor& words = any(kWords);
@@ -359,6 +448,8 @@ std::string_view marker_of(SparseFormat format) {
       return kColumns;
     case SparseFormat::kTwoOfFour:
       return kPositions;
+    case SparseFormat::kBlockedEll:
+      return kBlockColumns;
     case SparseFormat::kTiledCsl:
       return kWords;
     case SparseFormat::kDense:
@@ -381,6 +472,10 @@ int64_t sparse_bytes(SparseFormat format, int64_t out, int64_t in, int64_t nonze
       return nonzero * (element + 4) + 4 * (out + 1) + kShapeBytes;
     case SparseFormat::kTwoOfFour:
       return out * in / 2 * element + 2 * out * position_words(in) + kShapeBytes;
+    case SparseFormat::kBlockedEll: {
+      const int64_t of_row = kStoredBlockEdge * kStoredBlockEdge * blocks_in(out);
+      return blocked_ell_bytes(out, in, std::max<int64_t>(1, (nonzero + of_row - 1) / of_row), element);
+    }
     case SparseFormat::kTiledCsl: {
       const int64_t tiles = TileGrid(out, in).count();
       return 4 * (nonzero + (kWordsPerVector - 1) * tiles) + 4 * (tiles + 2) + kShapeBytes;
@@ -389,6 +484,11 @@ int64_t sparse_bytes(SparseFormat format, int64_t out, int64_t in, int64_t nonze
       break;
   }
   return out * in * element;
+}
+
+int64_t blocked_ell_bytes(int64_t out, int64_t in, int64_t blocks, int64_t element) {
+  const int64_t stored = blocks_in(out) * std::min(blocks, blocks_in(in));
+  return stored * (kStoredBlockEdge * kStoredBlockEdge * element + 4) + 16;
 }
 
 SparseFormat smallest_format(int64_t out, int64_t in, int64_t nonzero, int64_t element, bool two_of_four) {
@@ -430,6 +530,9 @@ SparseTensors encode(const at::Tensor& given, SparseFormat format) {
                               "the matrix must have at most two elements other than 0 in each four columns");
       with_bits(type, [&](auto bits) { encode_two_of_four<decltype(bits)>(matrix, stored); });
       break;
+    case SparseFormat::kBlockedEll:
+      with_bits(type, [&](auto bits) { encode_blocks<decltype(bits)>(matrix, stored); });
+      break;
     case SparseFormat::kTiledCsl:
       if (type == at::kFloat)
         throw InvalidArgument(kWhere, "the matrix must be bfloat16 or float16 for tiled_csl; it is float32");
@@ -456,6 +559,9 @@ at::Tensor decode(const SparseTensors& stored, SparseFormat format) {
     case SparseFormat::kTwoOfFour:
       with_bits(type, [&](auto bits) { decode_two_of_four<decltype(bits)>(stored, matrix); });
       break;
+    case SparseFormat::kBlockedEll:
+      with_bits(type, [&](auto bits) { decode_blocks<decltype(bits)>(stored, matrix); });
+      break;
     case SparseFormat::kTiledCsl:
       decode_tiles(stored, matrix);
       break;
@@ -478,6 +584,8 @@ void check_stored(const SparseTensors& stored, SparseFormat format, const std::s
       return check.csr();
     case SparseFormat::kTwoOfFour:
       return check.two_of_four();
+    case SparseFormat::kBlockedEll:
+      return check.blocks();
     case SparseFormat::kTiledCsl:
       check.values({0});
       if (stored.parts.at(kValues).scalar_type() == at::kFloat)

@@ -77,6 +77,28 @@ void two_of_four_product(const SparseTensors& stored, const float* x, int64_t to
   });
 }
 
+void blocks_product(const SparseTensors& stored, const float* x, int64_t tokens, float* y) {
+  const Values values(stored.parts.at("_values"));
+  const at::Tensor& columns = stored.parts.at("_block_columns");
+  const int64_t rows = columns.size(0), count = columns.size(1);
+  std::vector<float> row(kStoredBlockEdge);
+  std::fill(y, y + tokens * stored.out, 0.0F);
+  for (int64_t b = 0; b < rows; ++b) {
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t column = columns.data_ptr<int32_t>()[b * count + k];
+      if (column < 0) break;
+      const int64_t first = column * kStoredBlockEdge, width = std::min(kStoredBlockEdge, stored.in - first);
+      for (int64_t r = 0; r < std::min(kStoredBlockEdge, stored.out - b * kStoredBlockEdge); ++r) {
+        const int64_t from = ((b * count + k) * kStoredBlockEdge + r) * kStoredBlockEdge;
+        for (int64_t c = 0; c < width; ++c) row[static_cast<size_t>(c)] = values[from + c];
+        for (int64_t t = 0; t < tokens; ++t)
+          y[t * stored.out + b * kStoredBlockEdge + r] +=
+              kernels::dot(row.data(), x + t * stored.in + first, width);
+      }
+    }
+  }
+}
+
 /// Load as sparse, compute as dense: a tile's words are scattered into a dense tile of float32 (32 KB), which
 /// stays in the first-level cache while all tokens pass it. For one token the words are multiplied as they
 /// come.
@@ -135,6 +157,9 @@ at::Tensor sparse_product(const SparseTensors& stored, SparseFormat format, cons
       break;
     case SparseFormat::kTwoOfFour:
       two_of_four_product(stored, from, tokens, to);
+      break;
+    case SparseFormat::kBlockedEll:
+      blocks_product(stored, from, tokens, to);
       break;
     case SparseFormat::kTiledCsl:
       tiles_product(stored, from, tokens, to);

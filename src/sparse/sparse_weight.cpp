@@ -5,6 +5,7 @@
 
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
+#include "lcomp/core/sum_weight.h"
 #include "sparse/products.h"
 
 namespace lcomp::sparse {
@@ -51,16 +52,49 @@ at::Tensor SparseWeight::kept() const {
   return decode(stored_, format_).ne(0);
 }
 
+namespace {
+
+/// The sparse parts of a weight: itself, or those of a sum; none when anything else is among them.
+std::vector<const SparseWeight*> sparse_parts(const Weight& weight) {
+  if (const auto* pruned = dynamic_cast<const SparseWeight*>(&weight)) return {pruned};
+  const auto* sum = dynamic_cast<const SumWeight*>(&weight);
+  if (sum == nullptr) return {};
+  std::vector<const SparseWeight*> parts;
+  for (const WeightPtr& part : sum->parts()) {
+    const auto* pruned = dynamic_cast<const SparseWeight*>(part.get());
+    if (pruned == nullptr) return {};
+    parts.push_back(pruned);
+  }
+  return parts;
+}
+
+}  // namespace
+
 at::Tensor kept_mask(const Weight& weight) {
-  const auto* pruned = dynamic_cast<const SparseWeight*>(&weight);
-  return pruned != nullptr ? pruned->kept() : at::Tensor();
+  at::Tensor kept;
+  for (const SparseWeight* part : sparse_parts(weight))
+    kept = kept.defined() ? kept.logical_or(part->kept()) : part->kept();
+  return kept;
 }
 
 WeightPtr replaced_matrix(const Weight& before, const at::Tensor& matrix) {
-  const auto* pruned = dynamic_cast<const SparseWeight*>(&before);
-  if (pruned == nullptr) return std::make_shared<DenseWeight>(matrix);
-  const bool narrow = pruned->format() == SparseFormat::kTiledCsl;  // knows no float32
-  return std::make_shared<SparseWeight>(matrix, narrow ? SparseFormat::kBitmask : pruned->format());
+  const auto parts = sparse_parts(before);
+  if (parts.empty()) return std::make_shared<DenseWeight>(matrix);
+  std::vector<WeightPtr> replaced;
+  for (const SparseWeight* part : parts) {
+    const bool wide = part->format() == SparseFormat::kTiledCsl && matrix.scalar_type() == at::kFloat;
+    const SparseFormat format = wide ? SparseFormat::kBitmask : part->format();
+    replaced.push_back(
+        std::make_shared<SparseWeight>(parts.size() == 1 ? matrix : matrix * part->kept(), format));
+  }
+  if (replaced.size() == 1) return replaced.front();
+  return std::make_shared<SumWeight>(std::move(replaced));
+}
+
+std::optional<at::ScalarType> matrix_type(const Weight& weight) {
+  if (const auto* dense = dynamic_cast<const DenseWeight*>(&weight)) return dense->dtype();
+  const auto parts = sparse_parts(weight);
+  return parts.empty() ? std::nullopt : std::optional(parts.front()->dtype());
 }
 
 }  // namespace lcomp::sparse

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "lcomp/core/error.h"
+#include "lcomp/core/sum_weight.h"
 #include "lcomp/model/model.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "lcomp/sparse/sparse_weight.h"
@@ -70,7 +71,7 @@ TEST_CASE("every method removes its share of every row, in a smaller file that i
 TEST_CASE("every storage holds the same matrices, and dense loads as any model", "[pipeline][sparse]") {
   const test::TempDir dir;
   std::map<std::string, WeightPtr> expected;
-  for (const char* storage : {"auto", "dense", "bitmask", "csr", "2:4", "tiled_csl"}) {
+  for (const char* storage : {"auto", "dense", "bitmask", "csr", "2:4", "blocked_ell", "tiled_csl"}) {
     CAPTURE(storage);
     const fs::path output = dir / (std::string("out ") + storage[0] + storage[1] + storage[2]);
     test::run(prune_job(output, "wanda", {{"pattern", "2:4"}, {"storage", storage}}));
@@ -109,6 +110,38 @@ TEST_CASE("SparseGPT loses less of the outputs than Wanda, a refit less than Spa
     REQUIRE(fitted < walk);
     REQUIRE(loss("f" + p, "wanda", {{"pattern", pattern}, {"refit", true}}) < wanda);
   }
+}
+
+TEST_CASE("recovered weights stand beside the pattern, and survive with it", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const auto beside_of = [](const Weight& weight) {
+    return dynamic_cast<const sparse::SparseWeight&>(*dynamic_cast<const SumWeight&>(weight).parts().at(1))
+        .format();
+  };
+  for (const char* as : {"rows", "blocks"}) {
+    CAPTURE(as);
+    const Json more = {{"recover", 0.25}, {"recover_as", as}, {"blocks_per_row", 1}};
+    const auto report = test::run(prune_job(dir / as, "wrp", more));
+    for (const auto& [name, weight] : weights_of(dir / as)) {
+      REQUIRE(beside_of(*weight) ==
+              (*as == 'r' ? sparse::SparseFormat::kCsr : sparse::SparseFormat::kBlockedEll));
+      REQUIRE_FALSE(is_two_of_four(weight->dense()));
+      const at::Tensor x = at::ones({3, weight->in_features()});
+      REQUIRE(at::allclose(weight->apply(x), at::matmul(x, weight->dense().t()), 1e-4, 1e-4));
+    }
+    Observer silent;
+    REQUIRE_NOTHROW(pipeline::verify(dir / as, silent));
+  }
+  const auto zeros = [&](const std::string& name, const Json& passes) {
+    test::run(test::job_with(dir / name, passes));
+    return weights_of(dir / name).at("model.layers.0.mlp.up_proj")->dense().eq(0);
+  };
+  const at::Tensor first = zeros("alone", Json::array({prune("wrp")}));
+  const at::Tensor then = zeros("then", Json::array({prune("wrp"), test::pass("gptq")}));
+  REQUIRE(then.logical_and(first).equal(first));
+  zeros("scaled", Json::array({prune("wrp"), {{"method", "awq"}, {"solver", "none"}, {"group_size", 64}}}));
+  for (const auto& [name, weight] : weights_of(dir / "scaled"))
+    REQUIRE(beside_of(*weight) == sparse::SparseFormat::kCsr);
 }
 
 TEST_CASE("the pattern survives what follows: scales, rounding, compensation, rounded inputs",

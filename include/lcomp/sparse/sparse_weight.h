@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "lcomp/core/weight.h"
@@ -43,10 +44,14 @@ class SparseWeight final : public Weight {
   SparseFormat format_;
 };
 
-/// The mask of a weight that earlier pruning made sparse; undefined for any other.
+/// The mask of a weight that earlier pruning made sparse, or of a sum of such; undefined for any other.
 at::Tensor kept_mask(const Weight& weight);
 
-/// `matrix` in place of `before`: as sparse as that, in its format (or a smaller one), where that is sparse.
+/// `matrix` in place of `before`: stored as sparse as that where that is sparse, or a sum of sparse parts
+/// that have no element in common.
 WeightPtr replaced_matrix(const Weight& before, const at::Tensor& matrix);
+
+/// The type of the elements of a dense matrix, a sparse one, or a sum of such; nothing for codes.
+std::optional<at::ScalarType> matrix_type(const Weight& weight);
 
 }  // namespace lcomp::sparse

@@ -1,8 +1,12 @@
+#include "lcomp/core/error.h"
+#include "lcomp/core/sum_weight.h"
 #include "lcomp/core/weight_error.h"
 #include "lcomp/linalg/cholesky.h"
 #include "lcomp/pipeline/pass.h"
+#include "lcomp/sparse/recover.h"
 #include "lcomp/sparse/refit.h"
 #include "lcomp/sparse/saliency.h"
+#include "lcomp/sparse/sparse_weight.h"
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/sparsity_plan.h"
 
@@ -35,6 +39,9 @@ using MaskPassOptions = PassOptionsOf<sparse::Sparsity, SparseStorageOptions, Ma
 using RelativePassOptions =
     PassOptionsOf<sparse::Sparsity, SparseStorageOptions, MaskOptions, RelativeImportanceOptions>;
 
+using RecoverPassOptions =
+    PassOptionsOf<sparse::Sparsity, SparseStorageOptions, MaskOptions, sparse::RecoverOptions>;
+
 using Saliency = at::Tensor (*)(const at::Tensor& weight, const calib::InputStats& stats,
                                 const PassOptions& options);
 
@@ -56,33 +63,78 @@ at::Tensor by_damage(const at::Tensor& weight, const calib::InputStats& stats, c
   return sparse::optimal_brain_damage(weight, stats.gradient_squares.at(0));
 }
 
-/// Removes what counts least, and leaves the rest as it is or refits it.
-MatrixResult prune(Saliency saliency, const at::Tensor& weight, const calib::InputStats& stats,
-                   const PassOptions& options, PassContext& context) {
-  const auto& sparsity = options.part<sparse::Sparsity>();
-  const auto& rest = options.part<MaskOptions>();
-  const at::Tensor kept = sparse::select_kept(saliency(weight, stats, options), sparsity, &context.pool);
-  OperatorRow row;
-  at::Tensor pruned = weight * kept;
-  if (rest.refit) {
-    const auto inverse = linalg::damped_inverse(stats.second_moment, rest.damping, {}, &context.pool);
-    if (inverse.rung == linalg::Rung::kFailed) {
-      if (context.strict)
-        throw NumericalError("refit", "the damped second moment must have a Cholesky factor");
-      row.fell_back = true;
-      row.fallback = "masked only: the second moment could not be factored";
-    } else {
-      row.damping = inverse.damping;
-      pruned = sparse::refit(weight, stats.second_moment, inverse.added, kept, &context.pool)
-                   .weight.to(at::kFloat);
-    }
+/// The kept weights set to the least squares of the mask.
+at::Tensor refitted(const at::Tensor& weight, const at::Tensor& kept, const calib::InputStats& stats,
+                    const MaskOptions& options, const PassContext& context, OperatorRow& row) {
+  const auto inverse = linalg::damped_inverse(stats.second_moment, options.damping, {}, &context.pool);
+  if (inverse.rung == linalg::Rung::kFailed) {
+    if (context.strict) throw NumericalError("refit", "the damped second moment must have a Cholesky factor");
+    row.fell_back = true;
+    row.fallback = "masked only: the second moment could not be factored";
+    return weight * kept;
   }
-  WeightPtr stored = store_sparse(pruned, options.part<SparseStorageOptions>(), context.model_dtype);
+  row.damping = inverse.damping;
+  return sparse::refit(weight, stats.second_moment, inverse.added, kept, &context.pool).weight.to(at::kFloat);
+}
+
+MatrixResult with_loss(WeightPtr stored, const at::Tensor& weight, const calib::InputStats& stats,
+                       OperatorRow row, const PassContext& context) {
   if (stats.second_moment.defined()) {
     row.loss =
         activation_energy(weight.to(at::kDouble) - stored->dense(), stats.second_moment, &context.pool);
   }
   return {std::move(stored), std::move(row)};
+}
+
+/// Removes what counts least, and leaves the rest as it is or refits it.
+MatrixResult prune(Saliency saliency, const at::Tensor& weight, const calib::InputStats& stats,
+                   const PassOptions& options, PassContext& context) {
+  const auto& rest = options.part<MaskOptions>();
+  const at::Tensor kept =
+      sparse::select_kept(saliency(weight, stats, options), options.part<sparse::Sparsity>(), &context.pool);
+  OperatorRow row;
+  const at::Tensor pruned = rest.refit ? refitted(weight, kept, stats, rest, context, row) : weight * kept;
+  WeightPtr stored = store_sparse(pruned, options.part<SparseStorageOptions>(), context.model_dtype);
+  return with_loss(std::move(stored), weight, stats, std::move(row), context);
+}
+
+/// Keeps a pattern, and the best of what it removed beside it.
+MatrixResult prune_and_recover(const at::Tensor& weight, const calib::InputStats& stats,
+                               const PassOptions& options, PassContext& context) {
+  const auto& rest = options.part<MaskOptions>();
+  const auto& recovery = options.part<sparse::RecoverOptions>();
+  const at::Tensor scores = by_wanda(weight, stats, options);
+  const at::Tensor kept = sparse::select_kept(scores, options.part<sparse::Sparsity>(), &context.pool);
+  const at::Tensor back = sparse::recovered(scores, kept, recovery);
+  OperatorRow row;
+  const at::Tensor both = kept.logical_or(back);
+  const at::Tensor pruned = rest.refit ? refitted(weight, both, stats, rest, context, row) : weight * both;
+  const auto beside = recovery.recover_as == sparse::RecoveredAs::kRows ? sparse::SparseFormat::kCsr
+                                                                        : sparse::SparseFormat::kBlockedEll;
+  std::vector<WeightPtr> parts = {
+      store_sparse(pruned * kept, options.part<SparseStorageOptions>(), context.model_dtype),
+      std::make_shared<sparse::SparseWeight>((pruned * back).to(context.model_dtype), beside)};
+  return with_loss(std::make_shared<SumWeight>(std::move(parts)), weight, stats, std::move(row), context);
+}
+
+PlannedWeight plan_recovered(const PassOptions& options, const PlannedOperator& op) {
+  const auto& sparsity = options.part<sparse::Sparsity>();
+  const auto& recovery = options.part<sparse::RecoverOptions>();
+  const auto pattern = sparsity.n_of_m("wrp");
+  if (!pattern) throw InvalidArgument("wrp", "pattern must be N:M, such as 2:4; it is " + sparsity.pattern);
+  PlannedWeight planned = plan_sparse(sparsity, options.part<SparseStorageOptions>(), "wrp", op);
+  const auto element = static_cast<int64_t>(c10::elementSize(op.dtype));
+  const int64_t in = op.in_features, out = op.out_features;
+  const bool rows = recovery.recover_as == sparse::RecoveredAs::kRows;
+  if (!rows && recovery.block_edge != sparse::kStoredBlockEdge) {
+    throw Unsupported("wrp", fmt::format("block_edge must be {}, that of the stored blocks; it is {}",
+                                         sparse::kStoredBlockEdge, recovery.block_edge));
+  }
+  const int64_t back = out * sparse::expected_recovered(in, *pattern, recovery);
+  planned.scheme += rows ? " + recovered csr" : " + recovered blocks";
+  planned.bytes_after += 8 + (rows ? sparse::sparse_bytes(sparse::SparseFormat::kCsr, out, in, back, element)
+                                   : sparse::blocked_ell_bytes(out, in, recovery.blocks_per_row, element));
+  return planned;
 }
 
 struct Facts {
@@ -141,6 +193,24 @@ MethodInfo obd_method() {
   return mask_method<MaskPassOptions>(
       {"obd", "removes the weights with the least w^2 F, F the Fisher information (LeCun et al. 1989)",
        by_damage, false, true});
+}
+
+MethodInfo wrp_method() {
+  MethodInfo info;
+  info.name = "wrp";
+  info.summary = "keeps N of M weights, and a few of those removed beside them (Tan et al. 2024)";
+  info.needs_calibration = true;
+  info.default_options = [] {
+    auto options = std::make_unique<RecoverPassOptions>();
+    options->get<sparse::Sparsity>().pattern = "2:4";
+    return options;
+  };
+  info.plan_weight = plan_recovered;
+  info.make_passes = [](const PassOptions&) {
+    return chain_of(linear_pass("wrp", {.second_moment = true}, true, prune_and_recover));
+  };
+  info.effect = [](const PassOptions&) { return Effect{.quantizes = false, .prunes = true}; };
+  return info;
 }
 
 }  // namespace lcomp::pipeline

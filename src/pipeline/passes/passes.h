@@ -64,6 +64,7 @@ MethodInfo wanda_method();
 MethodInfo ria_method();
 MethodInfo obd_method();
 MethodInfo sparsegpt_method();
+MethodInfo wrp_method();
 
 }  // namespace lcomp::pipeline
 

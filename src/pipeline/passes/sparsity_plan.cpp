@@ -18,6 +18,8 @@ std::optional<SparseFormat> asked_for(SparseStorage storage) {
       return SparseFormat::kCsr;
     case SparseStorage::kTwoOfFour:
       return SparseFormat::kTwoOfFour;
+    case SparseStorage::kBlockedEll:
+      return SparseFormat::kBlockedEll;
     case SparseStorage::kTiledCsl:
       return SparseFormat::kTiledCsl;
     case SparseStorage::kAuto:

@@ -8,7 +8,7 @@
 namespace lcomp::pipeline {
 
 /// How what is left of a pruned matrix is stored.
-enum class SparseStorage { kAuto, kDense, kBitmask, kCsr, kTwoOfFour, kTiledCsl };
+enum class SparseStorage { kAuto, kDense, kBitmask, kCsr, kTwoOfFour, kBlockedEll, kTiledCsl };
 
 struct SparseStorageOptions {
   SparseStorage storage = SparseStorage::kAuto;
@@ -30,7 +30,7 @@ WeightPtr store_sparse(const at::Tensor& pruned, const SparseStorageOptions& sto
 namespace lcomp {
 template <>
 struct EnumNames<pipeline::SparseStorage> {
-  static constexpr std::array<std::string_view, 6> names = {"auto", "dense", "bitmask",
-                                                            "csr",  "2:4",   "tiled_csl"};
+  static constexpr std::array<std::string_view, 7> names = {"auto", "dense",       "bitmask",  "csr",
+                                                            "2:4",  "blocked_ell", "tiled_csl"};
 };
 }  // namespace lcomp

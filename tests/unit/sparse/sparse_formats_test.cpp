@@ -19,7 +19,8 @@ using lcomp::test::relative_difference;
 namespace {
 
 const std::vector<SparseFormat> kFormats = {SparseFormat::kBitmask, SparseFormat::kCsr,
-                                            SparseFormat::kTwoOfFour, SparseFormat::kTiledCsl};
+                                            SparseFormat::kTwoOfFour, SparseFormat::kBlockedEll,
+                                            SparseFormat::kTiledCsl};
 
 at::Tensor pruned(int64_t out, int64_t in, const Sparsity& sparsity, at::ScalarType type) {
   const at::Tensor w = normal_matrix(out, in, "weight");
@@ -54,6 +55,10 @@ TEST_CASE("every format gives the matrix back, and its bytes are those that were
           const int64_t planned = sparse_bytes(format, out, in, nonzero, element);
           if (format == SparseFormat::kTiledCsl) {
             REQUIRE(stored.bytes() <= planned);
+          } else if (format == SparseFormat::kBlockedEll) {
+            REQUIRE(stored.bytes() >= planned);
+            REQUIRE(stored.bytes() ==
+                    blocked_ell_bytes(out, in, stored.parts.at("_block_columns").size(1), element));
           } else {
             REQUIRE(stored.bytes() == planned);
           }
@@ -134,6 +139,8 @@ TEST_CASE("stored parts that do not fit are refused by name", "[sparse][formats]
           "[op.weight_row_offsets] must never decrease nor exceed 60; row 1 goes from 10 to 100");
   REQUIRE(text(SparseFormat::kTwoOfFour, "_positions", [](at::Tensor& t) { t[0][0] = 0; }) ==
           "[op.weight_positions] must ascend within each four columns; row 0 has 0 and 0");
+  REQUIRE(text(SparseFormat::kBlockedEll, "_block_columns", [](at::Tensor& t) { t[0][0] = 1; }) ==
+          "[op.weight_block_columns] must ascend and be below 1, then -1; row 0 has 1 after -1");
   REQUIRE(text(SparseFormat::kTiledCsl, "_tile_words", [](at::Tensor& t) { t[0] = -1; }) ==
           "[op.weight_tile_words] must have places below 8192; word 0 has another");
   REQUIRE(text(SparseFormat::kTiledCsl, "_tile_offsets", [](at::Tensor& t) { t[0] = 1; }) ==

@@ -5,6 +5,7 @@
 
 #include "lcomp/io/safetensors.h"
 #include "lcomp/sparse/formats.h"
+#include "lcomp/sparse/recover.h"
 #include "lcomp/sparse/refit.h"
 #include "lcomp/sparse/saliency.h"
 #include "lcomp/sparse/sparsegpt.h"
@@ -58,6 +59,8 @@ TEST_CASE("saliencies and masks are the recorded ones", "[sparse][golden]") {
   require_removed(magnitude(w), share(0.5, Scope::kTensor), *masks, "magnitude.s50_exact");
   require_removed(relative, share(0.5, Scope::kRow), *masks, "ria.row_s50");
   require_removed(relative, share(0.5, Scope::kTensor), *masks, "ria.s50_layer");
+  CHECK(recovered(scores, select_kept(scores, n_of_m("2:4")), {.recover = 0.25})
+            .equal(masks->read("wrp.alpha025.recovered")));
 }
 
 TEST_CASE("the 2:4 codes are the recorded ones", "[sparse][golden]") {

@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 
 #include "lcomp/core/error.h"
+#include "lcomp/sparse/recover.h"
 #include "lcomp/sparse/refit.h"
 #include "lcomp/sparse/saliency.h"
 #include "support/error_text.h"
@@ -120,4 +121,30 @@ TEST_CASE("scores and masks that do not fit are refused", "[sparse][sparsity]") 
           "[refit] the weight must be [out, in], the second moment [in, in], the mask bool [out, in], and "
           "what is "
           "added [in]");
+}
+
+TEST_CASE("what comes back was removed before: nothing, a part, or all", "[sparse][recover]") {
+  const at::Tensor scores = normal_matrix(128, 400, "scores").abs();
+  const Sparsity pattern{.pattern = "2:4"};
+  const at::Tensor kept = select_kept(scores, pattern);
+  REQUIRE_FALSE(recovered(scores, kept, {.recover = 0}).any().item<bool>());
+  REQUIRE(recovered(scores, kept, {.recover = 1}).equal(kept.logical_not()));
+  for (const double share : {0.1, 0.25, 0.5}) {
+    CAPTURE(share);
+    const at::Tensor back = recovered(scores, kept, {.recover = share});
+    REQUIRE_FALSE(back.logical_and(kept).any().item<bool>());
+    const double mean = back.sum(1).to(at::kDouble).mean().item<double>();
+    REQUIRE(mean ==
+            Approx(static_cast<double>(expected_recovered(400, {2, 4}, {.recover = share}))).margin(1));
+  }
+  // 24 x 32 in blocks of 8: the block with the largest sum of removed scores of each row of blocks.
+  at::Tensor some = at::ones({24, 32}, at::kDouble);
+  some.narrow(0, 8, 8).narrow(1, 16, 8).fill_(2);
+  const at::Tensor none = at::zeros({24, 32}, at::kBool);
+  const at::Tensor block =
+      recovered(some, none, {.recover_as = RecoveredAs::kBlocks, .block_edge = 8, .blocks_per_row = 1});
+  REQUIRE(block.sum().item<int64_t>() == 3 * 64);
+  REQUIRE(block.narrow(0, 8, 8).narrow(1, 16, 8).all().item<bool>());
+  REQUIRE(error_text([&] { recovered(some, some, {}); }) ==
+          "[recovered] the mask must be bool and of the shape of the scores");
 }
