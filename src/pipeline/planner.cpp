@@ -9,6 +9,7 @@
 #include "lcomp/core/threads.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/survey.h"
+#include "pipeline/options_json.h"
 #include "pipeline/pass_order.h"
 
 namespace lcomp::pipeline {
@@ -166,6 +167,42 @@ void check_mismatch(const PassSpec& pass, const std::string& where, const Method
     throw ConfigError(where + "/mismatch",
                       "the mismatch of the inputs is measured group by group as the samples move on, so the "
                       "pass must be the last one and have \"true_sequential\": true");
+  }
+}
+
+Json options_to_json(const PassOptions& options) {
+  Json object = Json::object();
+  JsonWriter writer(object);
+  options.clone()->visit(writer);
+  return object;
+}
+
+/// Statistics and the order of work are those of the pass: overrides may leave nothing out of them, nor
+/// change what holds for all operators.
+void check_overrides(const PassSpec& pass, const std::string& where, const MethodInfo& method) {
+  const Json whole = options_to_json(*pass.options);
+  const PassChain chain = method.make_passes(*pass.options);
+  for (size_t o = 0; o < pass.overrides.size(); ++o) {
+    const std::string here = fmt::format("{}/overrides/{}", where, o);
+    const Json changed = options_to_json(*pass.overrides[o].options);
+    for (const std::string& name : method.pass_settings) {
+      if (whole.at(name) == changed.at(name)) continue;
+      throw ConfigError(
+          here + "/" + name,
+          fmt::format("must be as in the pass, since it holds for all of its operators: {}; it is {}",
+                      whole.at(name).dump(), changed.at(name).dump()));
+    }
+    const PassChain own = method.make_passes(*pass.overrides[o].options);
+    for (size_t i = 0; i < std::min(chain.size(), own.size()); ++i) {
+      const calib::Needs needs = chain[i]->needs(), wanted = own[i]->needs();
+      const bool gradients = (needs.gradient_squares || !wanted.gradient_squares) &&
+                             (needs.gradient_moments || !wanted.gradient_moments);
+      if (gradients && needs.covers(wanted)) continue;
+      throw ConfigError(
+          here,
+          "the settings must not need statistics that those of the pass do not; give the operators a "
+          "pass of their own");
+    }
   }
 }
 
@@ -360,8 +397,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
     }
-    check_mismatch(pass, fmt::format("job: /passes/{}", &pass - job.passes.data()), methods.find(pass.method),
-                   &pass == &job.passes.back());
+    const std::string where = fmt::format("job: /passes/{}", &pass - job.passes.data());
+    check_mismatch(pass, where, methods.find(pass.method), &pass == &job.passes.back());
+    check_overrides(pass, where, methods.find(pass.method));
   }
   plan.needs_calibration = plan.needs_samples || plan.needs_gradients;
   plan.compute = resolve_compute(job.compute);

@@ -58,7 +58,7 @@ std::vector<Point> sorted_points(std::span<const double> x, std::span<const doub
 /// Cost and mean of any interval of sorted points, from prefix sums.
 class Intervals {
  public:
-  explicit Intervals(const std::vector<Point>& points) {
+  explicit Intervals(const std::vector<Point>& points) : points_(points) {
     double weight = 0;
     double sum = 0;
     for (const Point& p : points) {
@@ -78,16 +78,24 @@ class Intervals {
   double cost(size_t begin, size_t end) const {
     const double fx = sums_[end].fx - sums_[begin].fx;
     const double f = sums_[end].f - sums_[begin].f;
+    if (!(f > 0)) return 0;  // weights that vanish beside those of the others
     return std::max(0.0, sums_[end].fxx - sums_[begin].fxx - fx * fx / f);
   }
+  /// From the points: differences of the sums have lost the digits of small weights.
   double mean(size_t begin, size_t end) const {
-    return shift_ + (sums_[end].fx - sums_[begin].fx) / (sums_[end].f - sums_[begin].f);
+    double f = 0, fx = 0;
+    for (size_t i = begin; i < end; ++i) {
+      f += points_[i].f;
+      fx += points_[i].f * (points_[i].x - shift_);
+    }
+    return shift_ + fx / f;
   }
 
  private:
   struct Sums {
     double f = 0, fx = 0, fxx = 0;
   };
+  const std::vector<Point>& points_;
   std::vector<Sums> sums_;
   double shift_ = 0;
 };

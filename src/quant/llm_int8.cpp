@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <limits>
@@ -227,6 +228,9 @@ OutlierInt8Weight llm_int8(const at::Tensor& weight, const LlmInt8Options& optio
   if (options.outlier_weights == OutlierWeights::kOriginal) {
     kept = at::arange(weight.size(1), at::kLong);
   } else if (options.outlier_weights == OutlierWeights::kCalibrated && calibrated.defined()) {
+    if (calibrated.dim() != 1 || calibrated.size(0) != weight.size(1))
+      throw InvalidArgument("llm_int8", fmt::format("the calibrated columns must be [{}]; received [{}]",
+                                                    weight.size(1), fmt::join(calibrated.sizes(), ", ")));
     kept = calibrated.nonzero().flatten();
   }
   if (!kept.defined() || kept.numel() == 0) return {options, codes, scale};

@@ -14,7 +14,7 @@ namespace lcomp::quant {
 namespace {
 
 void check_arguments(const at::Tensor& target, const at::Tensor& h, const std::vector<double>& added,
-                     const QuantizedWeight& start) {
+                     const QuantizedWeight& start, const at::Tensor& kept) {
   const int64_t out = start.out_features(), in = start.in_features();
   if (target.sizes() != at::IntArrayRef{out, in} || !target.is_floating_point()) {
     throw InvalidArgument(
@@ -31,6 +31,8 @@ void check_arguments(const at::Tensor& target, const at::Tensor& h, const std::v
     throw InvalidArgument("refine", fmt::format("the weight must be of integers; its format is {}",
                                                 name_of(start.scheme().format)));
   }
+  if (kept.defined() && (kept.scalar_type() != at::kBool || kept.sizes() != at::IntArrayRef{out, in}))
+    throw InvalidArgument("refine", fmt::format("the mask must be bool [{}, {}]", out, in));
   if (!added.empty() && static_cast<int64_t>(added.size()) != in) {
     throw InvalidArgument("refine",
                           fmt::format("what is added to the diagonal must have {} elements, or none; "
@@ -55,7 +57,7 @@ std::vector<int64_t> order_of_groups(const at::Tensor& group_index) {
 RefineResult refine(const at::Tensor& target, const at::Tensor& second_moment,
                     const std::vector<double>& added, const QuantizedWeight& start,
                     const RefineOptions& options, ThreadPool* pool, const at::Tensor& kept) {
-  check_arguments(target, second_moment, added, start);
+  check_arguments(target, second_moment, added, start, kept);
   // OpenBLAS must run with one thread, which a pool sees to.
   ThreadPool alone(1);
   if (pool == nullptr) pool = &alone;

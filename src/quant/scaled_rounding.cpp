@@ -28,7 +28,7 @@ double energy(const at::Tensor& difference, const at::Tensor& second_moment) {
 }  // namespace
 
 QuantScheme with_scales_of(QuantScheme scheme, at::ScalarType weight) {
-  if (scheme.scale_dtype != ScaleDtype::kModel) return scheme;
+  if (scheme.scale_dtype != ScaleDtype::kModel || scheme.format == NumberFormat::kNf4) return scheme;
   if (weight == at::kFloat) scheme.scale_dtype = ScaleDtype::kFloat32;
   if (weight == at::kHalf) scheme.scale_dtype = ScaleDtype::kFloat16;
   if (weight == at::kBFloat16) scheme.scale_dtype = ScaleDtype::kBFloat16;
@@ -43,9 +43,7 @@ ScaledRounding::ScaledRounding(const at::Tensor& weight, const at::Tensor& scale
     if (scale.defined()) importance_ = importance_ / (scale * scale);
   }
   if (scheme.granularity != Granularity::kTensor) return;
-  const Grid grid = fit_grid(scaled_rows(0, weight.size(0)), scheme, "fit_grid", nullptr, importance_);
-  tensor_scale_ = grid.scale;
-  tensor_zero_ = grid.zero;
+  tensor_grid_ = fit_grid(scaled_rows(0, weight.size(0)), scheme, "fit_grid", nullptr, importance_);
 }
 
 at::Tensor ScaledRounding::scaled_rows(int64_t first, int64_t last) const {
@@ -55,8 +53,8 @@ at::Tensor ScaledRounding::scaled_rows(int64_t first, int64_t last) const {
 
 at::Tensor ScaledRounding::rows(int64_t first, int64_t last) const {
   const at::Tensor scaled = scaled_rows(first, last);
-  const Grid grid = tensor_scale_.defined() ? Grid{tensor_scale_, tensor_zero_}
-                                            : fit_grid(scaled, scheme_, "fit_grid", nullptr, importance_);
+  const Grid grid =
+      tensor_grid_ ? *tensor_grid_ : fit_grid(scaled, scheme_, "fit_grid", nullptr, importance_);
   at::Tensor decoded = dequantize(quantize(scaled, grid, scheme_), grid);
   if (scale_.defined()) decoded.div_(scale_);
   return decoded;

@@ -2,7 +2,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "lcomp/core/threads.h"
+#include "lcomp/quant/grid.h"
 #include "lcomp/quant/scheme.h"
 
 namespace lcomp::quant {
@@ -26,11 +29,11 @@ class ScaledRounding {
   at::Tensor scale_;
   QuantScheme scheme_;
   at::Tensor importance_;
-  at::Tensor tensor_scale_, tensor_zero_;
+  std::optional<Grid> tensor_grid_;
 };
 
 /// The scheme that stores scales in the type it would for a weight of type `weight`, whatever the type of the
-/// weights it is given (float64: kept as it is).
+/// weights it is given (float64, and scales of NF4: kept as they are).
 QuantScheme with_scales_of(QuantScheme scheme, at::ScalarType weight);
 
 /// Rows that one piece of parallel work takes.

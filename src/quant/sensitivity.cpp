@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "lcomp/core/error.h"
@@ -90,7 +91,13 @@ std::vector<double> losses_by_bits(const at::Tensor& weight, const GptqFactor& f
     const at::Tensor difference =
         rows.to(at::kDouble) - gptq(rows, factor, at_width, options, pool).weight.dense();
     const at::Tensor lost = difference.matmul(moment).mul_(difference).sum(1);
-    losses[b] = std::max(0.0, lost.dot(weights).item<double>());
+    const double loss = lost.dot(weights).item<double>();
+    if (!std::isfinite(loss)) {
+      throw NumericalError(
+          "losses_by_bits",
+          fmt::format("the estimated loss must be finite; at {} bits it is {}", bits[b], loss));
+    }
+    losses[b] = std::max(0.0, loss);
   }
   // Estimates of the same rows may cross by chance where the loss hardly falls.
   for (size_t b = bits.size() - 1; b-- > 0;) losses[b] = std::max(losses[b], losses[b + 1]);

@@ -3,8 +3,10 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <cmath>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 #include "lcomp/core/error.h"
 #include "lcomp/quant/activations.h"
@@ -90,11 +92,24 @@ class OutputError {
     ActivationScheme whole = activations_;
     whole.dynamic = false;
     auto low = x.min().item<float>(), high = x.max().item<float>();
-    if (activations_.symmetric) {
+    if (!activations_.dynamic && activations_.percentile < 1) {
+      std::tie(low, high) = covered_by_samples(x);
+    } else if (activations_.symmetric) {
       const at::Tensor reach = scale.defined() ? abs_max_ / scale : abs_max_;
       high = std::max(high, reach.max().to(at::kFloat).item<float>());
     }
     return dequantize_activations(quantize_activations(x, whole, activation_grid(low, high, whole)));
+  }
+
+  /// The static range with a percentile, which only the samples can tell after scaling.
+  std::pair<float, float> covered_by_samples(const at::Tensor& x) const {
+    if (activations_.percentile_of == PercentileOf::kTokens)
+      return covered_range({x.amin(1).contiguous(), x.amax(1).contiguous(), {}}, activations_);
+    const at::Tensor values = std::get<0>(x.flatten().sort());
+    const int64_t count = values.numel();
+    const auto last = std::max<int64_t>(
+        0, static_cast<int64_t>(std::ceil(activations_.percentile * static_cast<double>(count))) - 1);
+    return {values[count - 1 - last].item<float>(), values[last].item<float>()};
   }
 
   double of_operator(size_t i, const at::Tensor& scale, const at::Tensor& rounded) const {
@@ -146,6 +161,11 @@ at::Tensor smooth_scale(const std::vector<at::Tensor>& weights, const at::Tensor
 SmoothSearch smooth_search(const std::vector<at::Tensor>& weights, const std::vector<QuantScheme>& schemes,
                            const ActivationScheme& activations, const at::Tensor& abs_max,
                            const at::Tensor& samples, const at::Tensor& sources, ThreadPool* pool) {
+  for (const QuantScheme& scheme : schemes) {
+    if (scheme.range == RangeRule::kHessian)
+      throw InvalidArgument("smooth_search",
+                            "range must be min_max or mse, since no second moment is given; it is hessian");
+  }
   check_inputs(weights, abs_max, sources);
   if (schemes.size() != weights.size() || samples.dim() != 2 || samples.size(1) != abs_max.size(0)) {
     throw InvalidArgument(

@@ -112,6 +112,10 @@ RowBook solve_row(Row& row, const SqueezeLlmOptions& options, c10::ScalarType ty
       best.centers = std::move(centers);
     }
   }
+  if (best.centers.empty()) {
+    throw NumericalError(
+        kSqueezeLlm, "a row must have code books of finite loss in the type they are stored in; none has");
+  }
   return best;
 }
 

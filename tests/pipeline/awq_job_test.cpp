@@ -114,3 +114,22 @@ TEST_CASE("AWQ scales for other number formats than integers too", "[pipeline][a
     }
   }
 }
+
+TEST_CASE("the scales of either formula are folded where the report says so", "[pipeline][awq]") {
+  const test::TempDir dir;
+  for (const char* formula : {"activation", "activation_weight"}) {
+    CAPTURE(formula);
+    Json job = awq_job(dir / formula, {{"solver", "none"}, {"scale_formula", formula}, {"ratios", 1}});
+    const auto report = test::run(job);
+    const auto written = model::Model::open(dir / formula), dense = model::Model::open(test::bundled_model());
+    for (const auto& row : report.operators) {
+      if (row.method != "awq" || row.kind != "down_proj") continue;
+      const bool changed = !written.checkpoint()
+                                .read(row.name + ".weight")
+                                .equal(dense.checkpoint().read(row.name + ".weight"));
+      // Ratio 0 of the authors' formula is no scale; of the other it is one.
+      CHECK(changed == (row.scheme == "inputs scaled, ratio 0.00"));
+      CHECK(changed == (*row.loss < *row.rtn_loss));
+    }
+  }
+}

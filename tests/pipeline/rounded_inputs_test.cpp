@@ -225,3 +225,63 @@ TEST_CASE("rounded inputs have no place in a dense checkpoint", "[pipeline][int8
       Catch::Matchers::Contains("[job: /passes/0] [int8] write.format must be compressed-tensors where "
                                 "inputs are rounded, which dense files cannot say; received dense"));
 }
+
+TEST_CASE("jobs with rounded inputs continue where they were stopped, with two threads, to the same bytes",
+          "[pipeline][rounded_inputs][resume][determinism]") {
+  const test::TempDir dir;
+  const std::vector<Json> passes = {
+      {{"method", "int8"},
+       {"solver", "gptq"},
+       {"activation_granularity", "tensor"},
+       {"activation_dynamic", false}},
+      {{"method", "llm_int8"}, {"threshold", 2}},
+      {{"method", "smoothquant"}, {"search_alpha", true}, {"level", "o3"}, {"activation_percentile", 0.98}}};
+  for (const Json& pass : passes) {
+    const std::string name = pass["method"];
+    CAPTURE(name);
+    test::Watcher counts;
+    const auto whole = test::run(test::job_with(dir / name, Json::array({pass})), counts);
+    Json job = test::job_with(dir / (name + "-continued"), Json::array({pass}));
+    job["threads"] = 2;
+    test::Watcher stops;
+    stops.stops = [&](int sign) { return sign >= counts.signs * 2 / 3; };
+    REQUIRE_THROWS_AS(test::run(job, stops), Interrupted);
+    const auto continued = test::run(job);
+    REQUIRE(continued.blocks.front().resumed);
+    REQUIRE(test::weights_hash(dir / name) == test::weights_hash(dir / (name + "-continued")));
+    for (size_t i = 0; i < whole.operators.size(); ++i) {
+      REQUIRE(whole.operators[i].product == continued.operators[i].product);
+      REQUIRE((whole.operators[i].outliers == continued.operators[i].outliers));
+    }
+  }
+}
+
+TEST_CASE("overrides leave alone what holds for the whole pass", "[pipeline][rounded_inputs]") {
+  const test::TempDir dir;
+  const auto error = [&](const Json& pass, const Json& change) {
+    Json entry = pass, override = change;
+    override["match"] = "down_proj";
+    entry["overrides"] = Json::array({override});
+    return test::error_text([&] { test::run(test::job_with(dir / "out", Json::array({entry}))); });
+  };
+  REQUIRE(error({{"method", "awq"}, {"group_size", 64}}, {{"solver", "none"}}) ==
+          "[job: /passes/0/overrides/0/solver] must be as in the pass, since it holds for all of its "
+          "operators: \"rtn\"; "
+          "it is \"none\"");
+  REQUIRE_THAT(error({{"method", "llm_int8"}}, {{"threshold", 3}}),
+               Catch::Contains("/overrides/0/threshold]"));
+  REQUIRE_THAT(error({{"method", "int8"}}, {{"activation_dynamic", false}}),
+               Catch::Contains("/overrides/0/activation_dynamic]"));
+  REQUIRE_THAT(error({{"method", "wanda"}}, {{"refit", true}}), !Catch::Contains("override"));
+  REQUIRE_THAT(error({{"method", "magnitude"}}, {{"refit", true}}),
+               Catch::Contains("the settings must not need statistics that those of the pass do not"));
+  REQUIRE_THAT(
+      error({{"method", "smoothquant"}, {"solver", "gptq"}, {"range", "hessian"}, {"search_alpha", true}},
+            {{"alpha", 0.5}}),
+      Catch::Contains("range must be min_max or mse with search_alpha"));
+  REQUIRE_THAT(
+      error({{"method", "mixed_precision"}, {"format", "nf4"}, {"group_size", 64}}, {{"min_bits", 3}}),
+      Catch::Contains("format must be int, which alone has a choice of bits; it is nf4"));
+  REQUIRE_THAT(error({{"method", "mixed_precision"}, {"granularity", "tensor"}}, {{"min_bits", 3}}),
+               Catch::Contains("granularity must be channel or group"));
+}

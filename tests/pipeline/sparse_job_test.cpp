@@ -64,7 +64,7 @@ TEST_CASE("every method removes its share of every row, in a smaller file that i
       REQUIRE_FALSE(row.fell_back);
     }
     Observer silent;
-    REQUIRE_NOTHROW(pipeline::verify(dir / method, silent));
+    REQUIRE(pipeline::verify(dir / method, silent).passed);
   }
 }
 
@@ -130,7 +130,7 @@ TEST_CASE("recovered weights stand beside the pattern, and survive with it", "[p
       REQUIRE(at::allclose(weight->apply(x), at::matmul(x, weight->dense().t()), 1e-4, 1e-4));
     }
     Observer silent;
-    REQUIRE_NOTHROW(pipeline::verify(dir / as, silent));
+    REQUIRE(pipeline::verify(dir / as, silent).passed);
   }
   const auto zeros = [&](const std::string& name, const Json& passes) {
     test::run(test::job_with(dir / name, passes));

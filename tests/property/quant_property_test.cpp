@@ -99,7 +99,7 @@ TEST_CASE("rounding errs by half a step inside the range of the codes", "[quant]
       const at::Tensor scale = per_element(rounded.scale(), weight);
       const at::Tensor inside =
           rounded.codes().gt(scheme.lowest_code()).logical_and(rounded.codes().lt(scheme.highest_code()));
-      const at::Tensor steps = ((exact_dense(rounded) - weight).abs() / scale).masked_select(inside);
+      const at::Tensor steps = ((exact_dense(rounded) - weight).abs() / scale.abs()).masked_select(inside);
       if (steps.numel() > 0) REQUIRE(steps.max().item<double>() <= 0.5 + 1e-9);
     }
   }

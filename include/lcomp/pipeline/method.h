@@ -115,6 +115,9 @@ struct MethodInfo {
   std::function<PassChain(const PassOptions&)> make_passes = {};
   /// What it does to an operator with these settings; without it, the method quantizes.
   std::function<Effect(const PassOptions&)> effect = {};
+  /// Settings that hold for the whole pass, by name: `make_passes` reads them from the entry, so that
+  /// overrides must not change them.
+  std::vector<std::string> pass_settings = {};
   /// For methods that choose settings for the whole model by what they see in it (pipeline/survey.h): from
   /// the settings of the job's entry and the type of the model's weights.
   std::function<std::unique_ptr<Survey>(const PassOptions&, c10::ScalarType model_dtype)> make_survey = {};

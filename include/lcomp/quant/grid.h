@@ -23,10 +23,11 @@ struct Grid {
 /// Everything is computed in float64. For each group with range [lo, hi] (see the conventions in scheme.h):
 /// s = (hi - lo) / levels, rounded to its storage type; z = clamp(round(-lo / s)) - 2^(b-1), or 0 when
 /// symmetric. Range kMse tries p = 1, 0.99, ... (`mse_steps` of them) on p lo, p hi and keeps the first with
-/// the least sum |w^ - w|^mse_exponent; kHessian keeps the one with the least error of the outputs, as far
-/// as `importance` knows it. Zero points are signed, one less bit than the unsigned ones of the papers. NF4:
-/// s = max |w|, and the values end at +-1. E4M3: s = max |w| / 448. Double quantization rounds the scales of
-/// the whole matrix last, so that codes are computed with the scales that a reader will have.
+/// the least sum |w^ - w|^mse_exponent (kSigned: each with either sign); kHessian keeps the one with the
+/// least error of the outputs, as far as `importance` knows it. Zero points are signed, one less bit than the
+/// unsigned ones of the papers. NF4: s = max |w|, and the values end at +-1. E4M3: s = max |w| / 448. Double
+/// quantization rounds the scales of the whole matrix last, so that codes are computed with the scales that a
+/// reader will have.
 ///
 /// importance (kHessian only, any floating-point type, its factor is irrelevant):
 ///   [in]      h_j >= 0, such as diag(H) of H = sum x x^T: the error is sum_j h_j (w^_j - w_j)^2;

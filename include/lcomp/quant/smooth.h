@@ -45,9 +45,10 @@ struct SmoothSearch {
 
 /// The alpha (0.3 to 0.95 in steps of 0.05, or s = 1) whose outputs are nearest to the exact ones when both
 /// sides are rounded: A rounds activations as `activations` says, Q weights as `schemes` say. `samples`
-/// [tokens, in] are inputs that stand for all; a range per tensor is that of `abs_max`, which has seen all of
-/// them. No function of second moments gives this objective, because the rounding of activations depends on
-/// each token; but a few hundred tokens do, and the block is not run again.
+/// [tokens, in] are inputs that stand for all; a symmetric range per tensor is that of `abs_max`, which has
+/// seen all of them, an asymmetric one or a static percentile that of the samples. No function of second
+/// moments gives this objective, because the rounding of activations depends on each token; but a few hundred
+/// tokens do, and the block is not run again.
 ///
 /// Cost 2 tokens out in FLOP per candidate. The same result at any number of threads. Errors as
 /// `smooth_scale`, `rtn`; NumericalError when the loss of s = 1 is not finite.

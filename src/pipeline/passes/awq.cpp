@@ -47,11 +47,12 @@ class AwqScalePass final : public Pass {
                                settings.part<quant::AwqOptions>(), sources, &context.pool);
     }
     calib::InputStats scaled = stats;
-    if (found.index > 0 || found.ratio > 0)
-      scaled = calib::divided(stats, model::fold_input_scale(block, group, found.scale));
+    if (found.index >= 0) scaled = calib::divided(stats, model::fold_input_scale(block, group, found.scale));
     if (clips_) clip(block, members, scaled, context);
-    report_transform(block, members, fmt::format("inputs scaled, ratio {:.2f}", found.ratio), name(),
-                     TransformLoss{found.loss, found.rtn_loss}, watch.seconds(), stats, context);
+    const std::string what =
+        found.index >= 0 ? fmt::format("inputs scaled, ratio {:.2f}", found.ratio) : "inputs as they were";
+    report_transform(block, members, what, name(), TransformLoss{found.loss, found.rtn_loss}, watch.seconds(),
+                     stats, context);
   }
 
  private:
@@ -90,6 +91,7 @@ MethodInfo awq_method() {
                   .quantizes = options.part<TransformSolverOptions>().solver != TransformSolver::kNone,
                   .keeps_zeros = options.part<quant::QuantScheme>().has_zero()};
   };
+  info.pass_settings = {"solver", "clip", "true_sequential"};
   info.make_passes = [](const PassOptions& options) {
     const bool clips = options.part<AwqClipOptions>().clip &&
                        options.part<TransformSolverOptions>().solver == TransformSolver::kRtn;

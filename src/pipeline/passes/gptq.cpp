@@ -164,6 +164,7 @@ MethodInfo gptq_method() {
     return plan_scheme(options.part<quant::QuantScheme>(), "gptq", op);
   };
   info.effect = scheme_effect;
+  info.pass_settings = {"true_sequential"};
   info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass("gptq", options)); };
   return info;
 }

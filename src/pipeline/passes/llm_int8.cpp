@@ -68,6 +68,7 @@ MethodInfo llm_int8_method() {
         fmt::format("llm.int8, outliers from {}, kept: {}", llm.threshold, name_of(llm.outlier_weights)),
         quant::llm_int8_bytes(op.out_features, op.in_features, all ? op.in_features : 0, op.dtype), true};
   };
+  info.pass_settings = {"threshold"};
   info.make_passes = [](const PassOptions& options) {
     return chain_of(std::make_unique<LlmInt8Pass>(options.part<quant::LlmInt8Options>()));
   };

@@ -283,6 +283,15 @@ PlannedWeight plan_weight(const PassOptions& options, const PlannedOperator& op)
     throw InvalidArgument(kMethod, fmt::format("min_bits must not exceed max_bits; they are {} and {}",
                                                mix.min_bits, mix.max_bits));
   }
+  const auto& scheme = options.part<quant::QuantScheme>();
+  if (scheme.format != quant::NumberFormat::kInt) {
+    throw InvalidArgument(kMethod,
+                          fmt::format("format must be int, which alone has a choice of bits; it is {}",
+                                      name_of(scheme.format)));
+  }
+  if (scheme.granularity == quant::Granularity::kTensor)
+    throw InvalidArgument(
+        kMethod, "granularity must be channel or group, so that rows can stand for a matrix; it is tensor");
   check_gptq(options);
   const PlannedWeight widest = plan_scheme(with_bits(options, mix.max_bits), kMethod, op);
   const double weights = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
@@ -305,6 +314,7 @@ MethodInfo mixed_precision_method() {
   };
   info.plan_weight = plan_weight;
   info.effect = scheme_effect;
+  info.pass_settings = {"true_sequential", "bits_per_weight", "sensitivity", "trust"};
   info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass(kMethod, options)); };
   info.make_survey = [](const PassOptions& options, c10::ScalarType dtype) {
     return std::make_unique<WidthSurvey>(options, dtype);

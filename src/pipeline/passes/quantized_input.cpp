@@ -119,6 +119,7 @@ MethodInfo int8_method() {
     return plan_quantized_input(options, "int8", op);
   };
   info.effect = scheme_effect;
+  info.pass_settings = {"solver", "true_sequential", "activation_dynamic"};
   info.make_passes = [](const PassOptions& options) {
     return chain_of(quantized_input_pass("int8", options));
   };

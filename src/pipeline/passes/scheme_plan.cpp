@@ -2,6 +2,7 @@
 
 #include "lcomp/quant/gptq.h"
 #include "lcomp/quant/quantized_weight.h"
+#include "quant/scaled_rounding.h"
 
 namespace lcomp::pipeline {
 
@@ -20,12 +21,7 @@ void check_gptq(const PassOptions& options) {
 }
 
 quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype) {
-  if (scheme.scale_dtype != quant::ScaleDtype::kModel || scheme.format == quant::NumberFormat::kNf4)
-    return scheme;
-  scheme.scale_dtype = model_dtype == at::kBFloat16 ? quant::ScaleDtype::kBFloat16
-                       : model_dtype == at::kHalf   ? quant::ScaleDtype::kFloat16
-                                                    : quant::ScaleDtype::kFloat32;
-  return scheme;
+  return quant::with_scales_of(std::move(scheme), model_dtype);
 }
 
 quant::QuantScheme scheme_beside_activations() {

@@ -120,8 +120,10 @@ class SmoothPass final : public Pass {
     if (!options.search_alpha || found.index >= 0) model::fold_input_scale(block, group, found.scale);
     const auto losses =
         options.search_alpha ? std::make_optional(TransformLoss{found.loss, found.plain_loss}) : std::nullopt;
-    report_transform(block, members, fmt::format("inputs scaled, alpha {:.2f}", found.alpha), name(), losses,
-                     watch.seconds(), stats, context);
+    const bool is_scaled = !options.search_alpha || found.index >= 0;
+    const std::string what =
+        is_scaled ? fmt::format("inputs scaled, alpha {:.2f}", found.alpha) : "inputs as they were";
+    report_transform(block, members, what, name(), losses, watch.seconds(), stats, context);
   }
 
  private:
@@ -137,6 +139,12 @@ std::unique_ptr<PassOptions> smooth_options() {
 PlannedWeight plan_smooth(const PassOptions& options, const PlannedOperator& op) {
   const TransformSolver solver = options.part<TransformSolverOptions>().solver;
   check_solver(options, solver, kSmoothQuant);
+  if (options.part<quant::SmoothOptions>().search_alpha &&
+      options.part<quant::QuantScheme>().range == quant::RangeRule::kHessian) {
+    throw InvalidArgument(
+        kSmoothQuant,
+        "range must be min_max or mse with search_alpha, which takes no second moment; it is hessian");
+  }
   const PlannedWeight planned = plan_quantized_input(options, kSmoothQuant, op);
   return solver == TransformSolver::kNone ? plan_scaled(op) : planned;
 }
@@ -164,6 +172,7 @@ MethodInfo smoothquant_method() {
                   .quantizes = options.part<TransformSolverOptions>().solver != TransformSolver::kNone,
                   .keeps_zeros = options.part<quant::QuantScheme>().has_zero()};
   };
+  info.pass_settings = {"solver", "search_alpha", "true_sequential", "activation_dynamic"};
   info.make_passes = smooth_passes;
   return info;
 }

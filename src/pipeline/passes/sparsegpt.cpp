@@ -121,6 +121,7 @@ MethodInfo sparsegpt_method() {
     return options;
   };
   info.plan_weight = plan_sparsegpt;
+  info.pass_settings = {"true_sequential"};
   info.make_passes = [](const PassOptions& options) {
     return chain_of(std::make_unique<SparseGptPass>(options));
   };

@@ -247,3 +247,20 @@ TEST_CASE("AWQ refuses what does not fit", "[quant][awq]") {
   CHECK(test::error_text([&] { awq_clip(problem.weights[0], problem.moment, tensor); }) ==
         "[awq_clip] the scheme must have scales per channel or group; it has one per tensor");
 }
+
+TEST_CASE("searches per tensor read other number formats as what they are", "[quant][awq]") {
+  const at::Tensor weight = test::normal_matrix(16, 32, "weight"), h = test::correlated_moment(32, 100);
+  const at::Tensor mean = h.diagonal().sqrt();
+  for (const NumberFormat format : {NumberFormat::kNf4, NumberFormat::kFp8E4m3}) {
+    CAPTURE(lcomp::name_of(format));
+    const QuantScheme scheme{.format = format, .granularity = Granularity::kTensor};
+    for (const auto type : {at::kDouble, at::kBFloat16}) {
+      const at::Tensor w = weight.to(type);
+      const AwqScale found = awq_scale({w}, {scheme}, mean, h);
+      const at::Tensor off = w.to(at::kDouble) - rtn(w, scheme).dense();
+      const double direct = (at::matmul(off, h) * off).sum().item<double>();
+      REQUIRE(found.rtn_loss == Approx(direct).epsilon(1e-4));
+      REQUIRE(found.loss <= found.rtn_loss);
+    }
+  }
+}
