@@ -58,15 +58,19 @@ void visit_job(Job& job, FieldVisitor& v) {
 
 // ---- Reading
 
+/// Settles what an object leaves open; `given` says what it has.
+using Settle = std::function<void(PassOptions&, const std::function<bool(std::string_view name)>& given)>;
+
 /// Reads the options of `method` out of `object`, which may also hold the keys `others`.
 std::shared_ptr<const PassOptions> read_options(const Json& object, const std::string& pointer,
                                                 std::unique_ptr<PassOptions> options,
                                                 const std::vector<std::string_view>& others,
-                                                Problems& problems) {
+                                                const Settle& settle, Problems& problems) {
   JsonReader reader(object, pointer, problems);
   for (const std::string_view name : others) reader.also_known(name);
   options->visit(reader);
   reader.finish();
+  settle(*options, [&](std::string_view name) { return object.contains(name); });
   return options;
 }
 
@@ -91,9 +95,9 @@ void for_each_object(const Json& parent, const std::string& parent_pointer, cons
 }
 
 Override read_override(const Json& object, const std::string& pointer, const PassOptions& base,
-                       Problems& problems) {
+                       const Settle& settle, Problems& problems) {
   Override result;
-  result.options = read_options(object, pointer, base.clone(), {"match"}, problems);
+  result.options = read_options(object, pointer, base.clone(), {"match"}, settle, problems);
   JsonReader reader(object, pointer, problems);
   reader.field("match", result.match, kMatchHelp);
   if (!object.contains("match")) {
@@ -102,7 +106,7 @@ Override read_override(const Json& object, const std::string& pointer, const Pas
   return result;
 }
 
-PassSpec read_pass(const Json& object, const std::string& pointer, const MethodTable& methods,
+PassSpec read_pass(const Json& object, const std::string& pointer, const MethodTable& methods, bool is_last,
                    Problems& problems) {
   PassSpec pass;
   JsonReader reader(object, pointer, problems);
@@ -125,10 +129,17 @@ PassSpec read_pass(const Json& object, const std::string& pointer, const MethodT
     return pass;
   }
 
+  const auto settle = [&](PassOptions& options, const std::function<bool(std::string_view)>& given) {
+    if (method->settle) method->settle(options, given, is_last);
+  };
   pass.options = read_options(object, pointer, method->default_options(),
-                              {"method", "targets", "ignore", "overrides"}, problems);
+                              {"method", "targets", "ignore", "overrides"}, settle, problems);
   for_each_object(object, pointer, "overrides", problems, [&](const Json& entry, const std::string& place) {
-    pass.overrides.push_back(read_override(entry, place, *pass.options, problems));
+    const auto settle_override = [&](PassOptions& options,
+                                     const std::function<bool(std::string_view)>& given) {
+      settle(options, [&](std::string_view name) { return object.contains(name) || given(name); });
+    };
+    pass.overrides.push_back(read_override(entry, place, *pass.options, settle_override, problems));
   });
   return pass;
 }
@@ -180,7 +191,8 @@ Job read_job(const Json& document, const std::string& where, const MethodTable& 
     problems.push_back({"/passes", "must list at least one pass; it is empty"});
   }
   for_each_object(document, "", "passes", problems, [&](const Json& entry, const std::string& place) {
-    job.passes.push_back(read_pass(entry, place, methods, problems));
+    const bool is_last = job.passes.size() + 1 == document["passes"].size();
+    job.passes.push_back(read_pass(entry, place, methods, is_last, problems));
   });
   check_job(job, methods, problems);
   throw_problems(where, problems);

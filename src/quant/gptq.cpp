@@ -371,8 +371,12 @@ void GptqOptions::visit(FieldVisitor& v) {
           "allow a result that needs weight_g_idx (old readers only)");
   v.field("fallback_to_rtn", fallback_to_rtn,
           "take round-to-nearest where it loses less, or where there is no factor");
-  v.field("sweeps", sweeps, {0, 100}, "passes over all codes after the walk, each code set to its best");
-  v.field("refit", refit, "set the scales to their best for the codes, before, in and after the sweeps");
+  v.field("sweeps", sweeps, {0, 100},
+          "passes over all codes after the walk, each code set to its best; where a job does not say, gptq "
+          "and mixed_precision make 2");
+  v.field("refit", refit,
+          "set the scales to their best for the codes, before, in and after the sweeps; where a job does not "
+          "say, gptq and mixed_precision do");
   v.field("strict", strict, "fail where damping had to grow or the result would fall back");
 }
 

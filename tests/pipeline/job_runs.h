@@ -31,9 +31,11 @@ inline std::filesystem::path evaluation_text() {
   return source_dir() / "examples/text/kjv-eval.txt";
 }
 
-/// An entry of "passes": 4 bits in groups of 64, with the fields of `more` besides or instead.
+/// An entry of "passes": 4 bits in groups of 64, GPTQ as published but for its ranges, with the fields of
+/// `more` besides or instead.
 inline Json pass(const std::string& method, const Json& more = Json::object()) {
   Json entry = {{"method", method}, {"bits", 4}, {"group_size", 64}};
+  if (method == "gptq") entry.update({{"mismatch", "none"}, {"sweeps", 0}, {"refit", false}});
   entry.update(more);
   return entry;
 }

@@ -74,7 +74,8 @@ TEST_CASE("the less estimates are trusted, the nearer to each other are the widt
 TEST_CASE("without a choice mixed precision is gptq", "[pipeline][mixed_precision]") {
   const test::TempDir dir;
   test::run(mixed_job(dir / "mixed", {{"min_bits", 4}, {"max_bits", 4}}));
-  test::run(test::gptq_job(dir / "gptq"));
+  test::run(
+      test::job_with(dir / "gptq", Json::array({{{"method", "gptq"}, {"bits", 4}, {"group_size", 64}}})));
   REQUIRE(test::weights_hash(dir / "mixed") == test::weights_hash(dir / "gptq"));
 }
 
@@ -144,4 +145,33 @@ TEST_CASE("budgets and widths that cannot be met are refused before anything is 
                Catch::Contains("min_bits must not exceed max_bits for operators that read one input; for "
                                "'model.layers.0.self_attn.q_proj' and those beside it they are 4 and 3"));
   REQUIRE_FALSE(fs::exists(dir / "out"));
+}
+
+TEST_CASE("what a job leaves open is settled by its place and its other settings, and spelled out",
+          "[pipeline][mixed_precision]") {
+  const test::TempDir dir;
+  const auto settled = [&](const Json& passes, size_t p) {
+    const auto job = test::parse(test::job_with(dir / "out", passes));
+    return Json::parse(pipeline::to_json(job)).at("passes").at(p);
+  };
+  const Json last = settled(Json::array({{{"method", "gptq"}}}), 0);
+  REQUIRE(last["mismatch"] == "split");
+  REQUIRE(last["sweeps"] == 2);
+  REQUIRE(last["refit"] == true);
+  const Json first =
+      settled(Json::array({{{"method", "gptq"}, {"targets", {"*_proj"}}}, {{"method", "rtn"}}}), 0);
+  REQUIRE(first["mismatch"] == "none");
+  REQUIRE(settled(Json::array({{{"method", "gptq"}, {"true_sequential", false}}}), 0)["mismatch"] == "none");
+  REQUIRE(settled(Json::array({{{"method", "gptq"}, {"sweeps", 0}}}), 0)["sweeps"] == 0);
+  const Json nf4 = settled(Json::array({{{"method", "gptq"}, {"format", "nf4"}}}), 0);
+  REQUIRE(nf4["sweeps"] == 0);
+  REQUIRE(nf4["refit"] == false);
+  const Json mixed = settled(Json::array({{{"method", "mixed_precision"}}}), 0);
+  REQUIRE(mixed["mismatch"] == "split");
+  const Json override = settled(
+      Json::array(
+          {{{"method", "gptq"}, {"overrides", Json::array({{{"match", "down_proj"}, {"format", "nf4"}}})}}}),
+      0);
+  REQUIRE(override["overrides"][0]["sweeps"] == 0);
+  REQUIRE(override["sweeps"] == 2);
 }

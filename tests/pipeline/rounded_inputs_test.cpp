@@ -270,8 +270,9 @@ TEST_CASE("overrides leave alone what holds for the whole pass", "[pipeline][rou
           "it is \"none\"");
   REQUIRE_THAT(error({{"method", "llm_int8"}}, {{"threshold", 3}}),
                Catch::Contains("/overrides/0/threshold]"));
-  REQUIRE_THAT(error({{"method", "int8"}}, {{"activation_dynamic", false}}),
-               Catch::Contains("/overrides/0/activation_dynamic]"));
+  REQUIRE_THAT(
+      error({{"method", "int8"}, {"activation_granularity", "tensor"}}, {{"activation_dynamic", false}}),
+      Catch::Contains("/overrides/0/activation_dynamic]"));
   REQUIRE_THAT(error({{"method", "wanda"}}, {{"refit", true}}), !Catch::Contains("override"));
   REQUIRE_THAT(error({{"method", "magnitude"}}, {{"refit", true}}),
                Catch::Contains("the settings must not need statistics that those of the pass do not"));

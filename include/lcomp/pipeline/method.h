@@ -107,6 +107,11 @@ struct MethodInfo {
   /// Whether a job with this method must have a calibration text.
   bool needs_calibration = false;
   std::function<std::unique_ptr<PassOptions>()> default_options;
+  /// Settles what a job leaves open, where the best value depends on other settings or on the place of the
+  /// pass among the passes: `given` tells by name what the job's entry (or override) says itself. The
+  /// resolved job spells it out.
+  std::function<void(PassOptions&, const std::function<bool(std::string_view name)>& given, bool is_last)>
+      settle = {};
   /// Size and description of one operator's result; throws InvalidArgument when the settings do not fit the
   /// shape.
   std::function<PlannedWeight(const PassOptions&, const PlannedOperator&)> plan_weight = {};

@@ -12,6 +12,9 @@
 namespace lcomp::pipeline {
 namespace {
 
+/// What measures best at 3 and 4 bits (docs/quantization.md).
+constexpr int64_t kSweeps = 2;
+
 using GptqPassOptions = PassOptionsOf<quant::QuantScheme, quant::GptqOptions, GptqOrderOptions>;
 
 MatrixResult to_matrix_result(quant::GptqResult result) {
@@ -149,6 +152,15 @@ std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options) 
   return std::make_unique<GptqPass>(std::move(method), options.part<GptqOrderOptions>());
 }
 
+void settle_gptq(GptqSettings settings, const std::function<bool(std::string_view)>& given, bool is_last) {
+  // The correction needs the samples to move on group by group, which only the last pass may.
+  if (!given("mismatch") && is_last && settings.order.true_sequential)
+    settings.order.mismatch = quant::MismatchRule::kSplit;
+  const bool refines = settings.scheme.format == quant::NumberFormat::kInt;
+  if (!given("sweeps")) settings.options.sweeps = refines ? kSweeps : 0;
+  if (!given("refit")) settings.options.refit = refines;
+}
+
 MethodInfo gptq_method() {
   MethodInfo info;
   info.name = "gptq";
@@ -158,6 +170,11 @@ MethodInfo gptq_method() {
     auto options = std::make_unique<GptqPassOptions>();
     options->get<quant::QuantScheme>().range = quant::RangeRule::kHessian;  // what measures best
     return options;
+  };
+  info.settle = [](PassOptions& options, const auto& given, bool is_last) {
+    auto& all = dynamic_cast<GptqPassOptions&>(options);
+    settle_gptq({all.get<quant::QuantScheme>(), all.get<quant::GptqOptions>(), all.get<GptqOrderOptions>()},
+                given, is_last);
   };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     check_gptq(options);

@@ -130,7 +130,9 @@ class WidthSurvey final : public Survey {
       const PassOptions* settings = context.settings(op.info.name);
       if (settings == nullptr) continue;
       const auto scheme = with_scale_type(settings->part<quant::QuantScheme>(), context.model_dtype);
-      const auto& gptq = settings->part<quant::GptqOptions>();
+      quant::GptqOptions gptq = settings->part<quant::GptqOptions>();
+      gptq.sweeps = 0;  // they lower the losses of all alike
+      gptq.refit = false;
       auto factor = factors.find(settings);
       if (factor == factors.end()) {
         auto made = quant::gptq_factor(stats.second_moment, scheme, gptq, &context.pool);
@@ -284,6 +286,12 @@ PlannedWeight plan_weight(const PassOptions& options, const PlannedOperator& op)
                                                mix.min_bits, mix.max_bits));
   }
   const auto& scheme = options.part<quant::QuantScheme>();
+  if (scheme.bits != quant::QuantScheme().bits) {
+    throw InvalidArgument(
+        kMethod, fmt::format("bits is what the method chooses, between min_bits and max_bits; set those "
+                             "instead of bits, which is {}",
+                             scheme.bits));
+  }
   if (scheme.format != quant::NumberFormat::kInt) {
     throw InvalidArgument(kMethod,
                           fmt::format("format must be int, which alone has a choice of bits; it is {}",
@@ -311,6 +319,11 @@ MethodInfo mixed_precision_method() {
     auto options = std::make_unique<Options>();
     options->get<quant::QuantScheme>().range = quant::RangeRule::kHessian;  // as gptq
     return options;
+  };
+  info.settle = [](PassOptions& options, const auto& given, bool is_last) {
+    auto& all = dynamic_cast<Options&>(options);
+    settle_gptq({all.get<quant::QuantScheme>(), all.get<quant::GptqOptions>(), all.get<GptqOrderOptions>()},
+                given, is_last);
   };
   info.plan_weight = plan_weight;
   info.effect = scheme_effect;

@@ -3,6 +3,7 @@
 #include "lcomp/linalg/cholesky.h"
 #include "lcomp/pipeline/method.h"
 #include "lcomp/pipeline/pass.h"
+#include "lcomp/quant/gptq.h"
 #include "lcomp/quant/mismatch.h"
 
 /// One function per method: its row of the table.
@@ -17,13 +18,26 @@ struct GptqOrderOptions {
   void visit(FieldVisitor& v) {
     v.field("mismatch", mismatch,
             "make up for inputs that compression has changed: none, fixed (by mismatch_weight), or split (as "
-            "far as one half of the samples confirms the other)");
+            "far as one half of the samples confirms the other); where a job does not say, gptq and "
+            "mixed_precision take split "
+            "in its last pass");
     v.field("mismatch_weight", mismatch_weight, {0, 1}, "share of the correction that mismatch fixed takes");
     v.field("true_sequential", true_sequential,
             "take the statistics of each group of operators after the groups before it are quantized, "
             "instead of once per block");
   }
 };
+
+/// The parts of settings that `settle_gptq` looks at.
+struct GptqSettings {
+  const quant::QuantScheme& scheme;
+  quant::GptqOptions& options;
+  GptqOrderOptions& order;
+};
+
+/// `MethodInfo::settle` of methods that are GPTQ: refit, sweeps and the correction for changed inputs where
+/// they can be had.
+void settle_gptq(GptqSettings settings, const std::function<bool(std::string_view)>& given, bool is_last);
 
 /// What rounds the weights of a method that does something besides.
 enum class Solver { kRtn, kGptq };
