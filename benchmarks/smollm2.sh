@@ -27,7 +27,7 @@ settings() {
   case $1 in
     rtn*) echo /passes/0/method=rtn ;;
     *)
-      echo /passes/0/method=gptq
+      printf '%s\n' /passes/0/method=gptq /passes/0/mismatch=none /passes/0/sweeps=0 /passes/0/refit=false
       echo "/calibration/text=$calibration"
       ;;
   esac

@@ -41,7 +41,8 @@ std::string SparseWeight::describe() const {
 }
 
 void SparseWeight::save(TensorSink& sink, const std::string& name) const {
-  for (const auto& [suffix, tensor] : stored_.parts) sink.add(name + ".weight" + suffix, tensor);
+  for (const auto& [suffix, tensor] : stored_.parts)
+    sink.add(fmt::format("{}.weight{}", name, suffix), tensor);
 }
 
 at::ScalarType SparseWeight::dtype() const {

@@ -65,7 +65,9 @@ MethodInfo llm_int8_method() {
     const bool all = llm.outlier_weights == quant::OutlierWeights::kOriginal;
     // How many columns the calibration will find is not known yet.
     return PlannedWeight{
-        fmt::format("llm.int8, outliers from {}, kept: {}", llm.threshold, name_of(llm.outlier_weights)),
+        fmt::format(
+            "llm.int8, outliers from {}, kept: {}{}", llm.threshold, name_of(llm.outlier_weights),
+            llm.outlier_weights == quant::OutlierWeights::kCalibrated ? " (those found come on top)" : ""),
         quant::llm_int8_bytes(op.out_features, op.in_features, all ? op.in_features : 0, op.dtype), true};
   };
   info.pass_settings = {"threshold"};

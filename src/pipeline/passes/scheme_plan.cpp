@@ -21,7 +21,7 @@ void check_gptq(const PassOptions& options) {
 }
 
 quant::QuantScheme with_scale_type(quant::QuantScheme scheme, at::ScalarType model_dtype) {
-  return quant::with_scales_of(std::move(scheme), model_dtype);
+  return quant::with_scales_of(scheme, model_dtype);
 }
 
 quant::QuantScheme scheme_beside_activations() {

@@ -11,7 +11,7 @@
 namespace lcomp::pipeline {
 namespace {
 
-constexpr const char* kMethod = "sparsegpt";
+constexpr const char* kSparseGptMethod = "sparsegpt";
 
 struct SparseGptPassSettings {
   bool quantize = false;
@@ -39,7 +39,7 @@ class SparseGptPass final : public Pass {
   explicit SparseGptPass(const PassOptions& options)
       : sequential_(options.part<SparseGptPassSettings>().true_sequential) {}
 
-  std::string name() const override { return kMethod; }
+  std::string name() const override { return kSparseGptMethod; }
   calib::Needs needs() const override { return {.second_moment = true}; }
   bool sequential() const override { return sequential_; }
 
@@ -61,7 +61,7 @@ class SparseGptPass final : public Pass {
                      .first;
       }
       MatrixResult result = prune(*block.ops()[op].weight, factor->second, *settings, context);
-      replace_and_report(block, op, std::move(result), kMethod, watch.seconds(), stats, context);
+      replace_and_report(block, op, std::move(result), kSparseGptMethod, watch.seconds(), stats, context);
     }
   }
 
@@ -99,11 +99,12 @@ class SparseGptPass final : public Pass {
 
 PlannedWeight plan_sparsegpt(const PassOptions& options, const PlannedOperator& op) {
   const auto& sparsity = options.part<sparse::Sparsity>();
-  const PlannedWeight pruned = plan_sparse(sparsity, options.part<SparseStorageOptions>(), kMethod, op);
+  const PlannedWeight pruned =
+      plan_sparse(sparsity, options.part<SparseStorageOptions>(), kSparseGptMethod, op);
   const auto scheme = grid_of(options);
   sparse::check_sparse_grid(sparsity, options.part<sparse::SparseGptOptions>(), scheme ? &*scheme : nullptr);
   if (!scheme) return pruned;
-  PlannedWeight planned = plan_scheme(*scheme, kMethod, op);
+  PlannedWeight planned = plan_scheme(*scheme, kSparseGptMethod, op);
   planned.scheme += ", " + sparsity.describe();
   return planned;
 }
@@ -112,7 +113,7 @@ PlannedWeight plan_sparsegpt(const PassOptions& options, const PlannedOperator& 
 
 MethodInfo sparsegpt_method() {
   MethodInfo info;
-  info.name = kMethod;
+  info.name = kSparseGptMethod;
   info.summary = "removes weights and makes up for it in those to their right (Frantar and Alistarh 2023)";
   info.needs_calibration = true;
   info.default_options = [] {
