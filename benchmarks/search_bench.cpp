@@ -7,13 +7,18 @@
 
 #include "lcomp/core/rng.h"
 #include "lcomp/quant/awq.h"
+#include "lcomp/quant/gptq.h"
 #include "lcomp/quant/rtn.h"
+#include "lcomp/quant/sensitivity.h"
+#include "lcomp/quant/smooth.h"
 
 namespace {
 
 using namespace lcomp;
 
 constexpr int64_t kRatios = 4;  // one of them is s = 1
+constexpr quant::QuantScheme kInt8{.bits = 8, .granularity = quant::Granularity::kChannel};
+const std::vector<int64_t> kWidths = {2, 3, 4, 5, 6, 7, 8};
 
 at::Tensor normal_matrix(int64_t rows, int64_t cols, uint64_t seed) {
   Rng rng(seed, "bench");
@@ -59,12 +64,70 @@ void bm_search_by_replay(benchmark::State& state) {
   }
 }
 
+/// SmoothQuant's alpha by 256 tokens, which is what the pass does.
+void bm_alpha_from_samples(benchmark::State& state) {
+  ThreadPool pool(1);
+  const Problem problem(state);
+  const at::Tensor largest = std::get<0>(problem.x.abs().max(0));
+  const at::Tensor samples = problem.x.slice(0, 0, problem.x.size(0), problem.x.size(0) / 256).contiguous();
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(quant::smooth_search({problem.weight}, {kInt8}, quant::ActivationScheme{},
+                                                  largest, samples, {}, &pool));
+  }
+}
+
+/// The same objective over all tokens.
+void bm_alpha_by_replay(benchmark::State& state) {
+  ThreadPool pool(1);
+  const Problem problem(state);
+  const at::Tensor largest = std::get<0>(problem.x.abs().max(0));
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(quant::smooth_search({problem.weight}, {kInt8}, quant::ActivationScheme{},
+                                                  largest, problem.x, {}, &pool));
+  }
+}
+
+/// The losses of an operator at 2 to 8 bits, by 64 of its rows and the second moment, as mixed precision
+/// takes them.
+void bm_widths_from_statistics(benchmark::State& state) {
+  ThreadPool pool(1);
+  const Problem problem(state);
+  const quant::GptqFactor factor =
+      quant::gptq_factor(at::matmul(problem.x.t(), problem.x), problem.scheme, {}, &pool);
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(
+        quant::losses_by_bits(problem.weight, factor, problem.scheme, kWidths, {}, 64, {}, {}, &pool));
+  }
+}
+
+/// Every width quantized whole, and the tokens run through it.
+void bm_widths_by_replay(benchmark::State& state) {
+  ThreadPool pool(1);
+  const Problem problem(state);
+  const quant::GptqFactor factor =
+      quant::gptq_factor(at::matmul(problem.x.t(), problem.x), problem.scheme, {}, &pool);
+  const at::Tensor exact = at::matmul(problem.x, problem.weight.t());
+  for (auto _ : state) {
+    for (const int64_t bits : kWidths) {
+      quant::QuantScheme scheme = problem.scheme;
+      scheme.bits = bits;
+      const at::Tensor rounded = quant::gptq(problem.weight, factor, scheme, {}, &pool).weight.dense();
+      const at::Tensor off = at::matmul(problem.x, rounded.t()).sub_(exact);
+      benchmark::DoNotOptimize(off.square_().sum(at::kDouble).item<double>());
+    }
+  }
+}
+
 void shapes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"out", "in", "tokens"})->Unit(benchmark::kMillisecond);
   bench->Args({960, 576, 16384})->Args({576, 1536, 16384})->Args({576, 1536, 65536});
 }
 BENCHMARK(bm_search_from_statistics)->Apply(shapes);
 BENCHMARK(bm_search_by_replay)->Apply(shapes);
+BENCHMARK(bm_alpha_from_samples)->Apply(shapes);
+BENCHMARK(bm_alpha_by_replay)->Apply(shapes);
+BENCHMARK(bm_widths_from_statistics)->Apply(shapes);
+BENCHMARK(bm_widths_by_replay)->Apply(shapes);
 
 }  // namespace
 

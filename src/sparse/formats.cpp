@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -62,6 +61,14 @@ at::Tensor shape_tensor(int64_t out, int64_t in) {
   return at::tensor(std::vector<int64_t>{out, in}, at::kLong);
 }
 
+/// The elements in a tensor of the matrix's type.
+template <class Bits>
+at::Tensor tensor_of(const std::vector<Bits>& elements, const at::Tensor& matrix) {
+  at::Tensor tensor = at::empty({static_cast<int64_t>(elements.size())}, matrix.options());
+  std::copy(elements.begin(), elements.end(), static_cast<Bits*>(tensor.data_ptr()));
+  return tensor;
+}
+
 template <class Bits>
 void encode_bitmask(const at::Tensor& matrix, SparseTensors& stored) {
   const int64_t out = stored.out, in = stored.in, width = mask_bytes(in);
@@ -78,9 +85,7 @@ void encode_bitmask(const at::Tensor& matrix, SparseTensors& stored) {
       values.push_back(value);
     }
   }
-  at::Tensor kept = at::empty({static_cast<int64_t>(values.size())}, matrix.options());
-  std::memcpy(kept.data_ptr(), values.data(), values.size() * sizeof(Bits));
-  stored.parts = {{kValues, kept}, {kBits, mask}, {kRowOffsets, offsets}};
+  stored.parts = {{kValues, tensor_of(values, matrix)}, {kBits, mask}, {kRowOffsets, offsets}};
 }
 
 template <class Bits>
@@ -113,9 +118,9 @@ void encode_csr(const at::Tensor& matrix, SparseTensors& stored) {
     }
   }
   offsets.data_ptr<int32_t>()[out] = static_cast<int32_t>(values.size());
-  at::Tensor kept = at::empty({static_cast<int64_t>(values.size())}, matrix.options());
-  std::memcpy(kept.data_ptr(), values.data(), values.size() * sizeof(Bits));
-  stored.parts = {{kValues, kept}, {kColumns, at::tensor(columns, at::kInt)}, {kRowOffsets, offsets}};
+  stored.parts = {{kValues, tensor_of(values, matrix)},
+                  {kColumns, at::tensor(columns, at::kInt)},
+                  {kRowOffsets, offsets}};
 }
 
 template <class Bits>
