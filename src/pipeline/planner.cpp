@@ -188,7 +188,7 @@ void check_overrides(const PassSpec& pass, const std::string& where, const Metho
     for (const std::string& name : method.pass_settings) {
       if (whole.at(name) == changed.at(name)) continue;
       throw ConfigError(
-          here + "/" + name,
+          fmt::format("{}/{}", here, name),
           fmt::format("must be as in the pass, since it holds for all of its operators: {}; it is {}",
                       whole.at(name).dump(), changed.at(name).dump()));
     }

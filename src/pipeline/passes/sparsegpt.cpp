@@ -99,8 +99,7 @@ class SparseGptPass final : public Pass {
 
 PlannedWeight plan_sparsegpt(const PassOptions& options, const PlannedOperator& op) {
   const auto& sparsity = options.part<sparse::Sparsity>();
-  const PlannedWeight pruned =
-      plan_sparse(sparsity, options.part<SparseStorageOptions>(), kSparseGptMethod, op);
+  PlannedWeight pruned = plan_sparse(sparsity, options.part<SparseStorageOptions>(), kSparseGptMethod, op);
   const auto scheme = grid_of(options);
   sparse::check_sparse_grid(sparsity, options.part<sparse::SparseGptOptions>(), scheme ? &*scheme : nullptr);
   if (!scheme) return pruned;
