@@ -80,9 +80,9 @@ struct ThreadPool::State {
   int busy = 0;
   bool stopping = false;
   std::vector<std::thread> workers;
-  int openblas_threads_before = openblas_get_num_threads();
+  OneBlasThread one_blas_thread;
 
-  State() { openblas_set_num_threads(1); }
+  State() = default;
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() {
@@ -92,7 +92,6 @@ struct ThreadPool::State {
     }
     work_ready.notify_all();
     for (std::thread& worker : workers) worker.join();
-    openblas_set_num_threads(openblas_threads_before);
   }
 
   void start(int threads);

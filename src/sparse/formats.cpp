@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
 #include "sparse/tiles.h"
@@ -31,12 +32,12 @@ bool is_stored_type(at::ScalarType type) {
 }
 
 int64_t mask_bytes(int64_t in) {
-  return (in + 7) / 8;
+  return ceil_div(in, 8);
 }
 
 /// Words of positions of a row: four quadruples each.
 int64_t position_words(int64_t in) {
-  return (in / 4 + 3) / 4;
+  return ceil_div(in / 4, 4);
 }
 
 /// The elements of a 16- or 32-bit type as bits.
@@ -182,7 +183,7 @@ void decode_two_of_four(const SparseTensors& stored, at::Tensor& matrix) {
 
 /// Blocks of an edge: how many in a column or row of elements.
 int64_t blocks_in(int64_t size) {
-  return (size + kStoredBlockEdge - 1) / kStoredBlockEdge;
+  return ceil_div(size, kStoredBlockEdge);
 }
 
 template <class Bits>
@@ -479,7 +480,7 @@ int64_t sparse_bytes(SparseFormat format, int64_t out, int64_t in, int64_t nonze
       return out * in / 2 * element + 2 * out * position_words(in) + kShapeBytes;
     case SparseFormat::kBlockedEll: {
       const int64_t of_row = kStoredBlockEdge * kStoredBlockEdge * blocks_in(out);
-      return blocked_ell_bytes(out, in, std::max<int64_t>(1, (nonzero + of_row - 1) / of_row), element);
+      return blocked_ell_bytes(out, in, std::max<int64_t>(1, ceil_div(nonzero, of_row)), element);
     }
     case SparseFormat::kTiledCsl: {
       const int64_t tiles = TileGrid(out, in).count();

@@ -5,7 +5,8 @@
 #include <bit>
 #include <vector>
 
-#include "sparse/product_kernels.h"
+#include "lcomp/core/checked.h"
+#include "quant/codebook_kernels.h"
 #include "sparse/tiles.h"
 
 namespace lcomp::sparse {
@@ -19,8 +20,14 @@ void by_rows(const SparseTensors& stored, const float* x, int64_t tokens, float*
     std::fill(row.begin(), row.end(), 0.0F);
     decode_row(r, row.data());
     for (int64_t t = 0; t < tokens; ++t)
-      y[t * stored.out + r] = kernels::dot(row.data(), x + t * stored.in, stored.in);
+      y[t * stored.out + r] = quant::kernels::dot(row.data(), x + t * stored.in, stored.in);
   }
+}
+
+/// 16 bits of bfloat16 or float16 as float32.
+float widen(uint16_t bits, bool bfloat16) {
+  if (bfloat16) return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
 }
 
 /// A value of the stored type as float32.
@@ -30,7 +37,7 @@ class Values {
 
   float operator[](int64_t i) const {
     if (type_ == at::kFloat) return static_cast<const float*>(data_)[i];
-    return kernels::widen(static_cast<const uint16_t*>(data_)[i], type_ == at::kBFloat16);
+    return widen(static_cast<const uint16_t*>(data_)[i], type_ == at::kBFloat16);
   }
 
  private:
@@ -39,13 +46,16 @@ class Values {
 };
 
 void bitmask_product(const SparseTensors& stored, const float* x, int64_t tokens, float* y) {
-  const at::Tensor& values = stored.parts.at("_values");
+  const Values values(stored.parts.at("_values"));
   const auto* mask = stored.parts.at("_bitmask").data_ptr<uint8_t>();
   const auto* offsets = stored.parts.at("_row_offsets").data_ptr<int64_t>();
-  const int64_t width = (stored.in + 7) / 8;
+  const int64_t width = ceil_div(stored.in, 8);
   by_rows(stored, x, tokens, y, [&](int64_t r, float* row) {
-    kernels::expand_bits(values.data_ptr(), values.scalar_type(), offsets[r], mask + r * width, stored.in,
-                         row);
+    int64_t next = offsets[r];
+    for (int64_t b = 0; b < width; ++b) {
+      for (auto bits = static_cast<uint32_t>(mask[r * width + b]); bits != 0; bits &= bits - 1)
+        row[8 * b + std::countr_zero(bits)] = values[next++];
+    }
   });
 }
 
@@ -93,7 +103,7 @@ void blocks_product(const SparseTensors& stored, const float* x, int64_t tokens,
         for (int64_t c = 0; c < width; ++c) row[static_cast<size_t>(c)] = values[from + c];
         for (int64_t t = 0; t < tokens; ++t)
           y[t * stored.out + b * kStoredBlockEdge + r] +=
-              kernels::dot(row.data(), x + t * stored.in + first, width);
+              quant::kernels::dot(row.data(), x + t * stored.in + first, width);
       }
     }
   }
@@ -119,7 +129,7 @@ void tiles_product(const SparseTensors& stored, const float* x, int64_t tokens, 
       const auto word = static_cast<uint32_t>(words[w]);
       const int64_t place = word >> 16, r = place / kTileColumns, c = place % kTileColumns;
       if (r >= rows || c >= columns) continue;  // padding
-      const float value = kernels::widen(static_cast<uint16_t>(word), bfloat16);
+      const float value = widen(static_cast<uint16_t>(word), bfloat16);
       if (tokens > 1) {
         tile_values[static_cast<size_t>(place)] = value;
       } else {
@@ -131,7 +141,7 @@ void tiles_product(const SparseTensors& stored, const float* x, int64_t tokens, 
       const float* row = tile_values.data() + r * kTileColumns;
       for (int64_t token = 0; token < tokens; ++token)
         y[token * stored.out + tile.row + r] +=
-            kernels::dot(row, x + token * stored.in + tile.column, columns);
+            quant::kernels::dot(row, x + token * stored.in + tile.column, columns);
     }
   }
 }

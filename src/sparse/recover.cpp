@@ -5,20 +5,17 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/option_ranges.h"
 
 namespace lcomp::sparse {
 namespace {
 
-int64_t blocks_of(int64_t size, int64_t edge) {
-  return (size + edge - 1) / edge;
-}
-
 /// The elements of the best blocks.
 at::Tensor best_blocks(const at::Tensor& scores, const RecoverOptions& options) {
   const int64_t out = scores.size(0), in = scores.size(1), edge = options.block_edge;
-  const int64_t rows = blocks_of(out, edge), columns = blocks_of(in, edge);
+  const int64_t rows = ceil_div(out, edge), columns = ceil_div(in, edge);
   at::Tensor padded = at::zeros({rows * edge, columns * edge}, at::kDouble);
   padded.narrow(0, 0, out).narrow(1, 0, in).copy_(scores);
   const at::Tensor sums = padded.reshape({rows, edge, columns, edge}).sum({1, 3});

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "lcomp/core/checked.h"
+
 /// The tiles of Flash-LLM's format (Xia et al., VLDB 2024): 128 x 64 elements, row after row of tiles.
 namespace lcomp::sparse {
 
@@ -18,11 +20,8 @@ struct Tile {
 
 class TileGrid {
  public:
-  TileGrid(int64_t out, int64_t in)
-      : rows_((out + kTileRows - 1) / kTileRows), columns_((in + kTileColumns - 1) / kTileColumns) {}
+  TileGrid(int64_t out, int64_t in) : rows_(ceil_div(out, kTileRows)), columns_(ceil_div(in, kTileColumns)) {}
 
-  int64_t rows() const { return rows_; }
-  int64_t columns() const { return columns_; }
   int64_t count() const { return rows_ * columns_; }
   Tile tile(int64_t index) const { return {index / columns_ * kTileRows, index % columns_ * kTileColumns}; }
 

@@ -171,11 +171,7 @@ MethodInfo gptq_method() {
     options->get<quant::QuantScheme>().range = quant::RangeRule::kHessian;  // what measures best
     return options;
   };
-  info.settle = [](PassOptions& options, const auto& given, bool is_last) {
-    auto& all = dynamic_cast<GptqPassOptions&>(options);
-    settle_gptq({all.get<quant::QuantScheme>(), all.get<quant::GptqOptions>(), all.get<GptqOrderOptions>()},
-                given, is_last);
-  };
+  info.settle = settle_as_gptq<GptqPassOptions>;
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     check_gptq(options);
     return plan_scheme(options.part<quant::QuantScheme>(), "gptq", op);

@@ -320,11 +320,7 @@ MethodInfo mixed_precision_method() {
     options->get<quant::QuantScheme>().range = quant::RangeRule::kHessian;  // as gptq
     return options;
   };
-  info.settle = [](PassOptions& options, const auto& given, bool is_last) {
-    auto& all = dynamic_cast<Options&>(options);
-    settle_gptq({all.get<quant::QuantScheme>(), all.get<quant::GptqOptions>(), all.get<GptqOrderOptions>()},
-                given, is_last);
-  };
+  info.settle = settle_as_gptq<Options>;
   info.plan_weight = plan_weight;
   info.effect = scheme_effect;
   info.pass_settings = {"true_sequential", "bits_per_weight", "sensitivity", "trust"};

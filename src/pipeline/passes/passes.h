@@ -39,6 +39,15 @@ struct GptqSettings {
 /// they can be had.
 void settle_gptq(GptqSettings settings, const std::function<bool(std::string_view)>& given, bool is_last);
 
+/// The same for settings that are a PassOptionsOf with those parts.
+template <class Options>
+void settle_as_gptq(PassOptions& options, const std::function<bool(std::string_view)>& given, bool is_last) {
+  auto& all = dynamic_cast<Options&>(options);
+  settle_gptq({all.template get<quant::QuantScheme>(), all.template get<quant::GptqOptions>(),
+               all.template get<GptqOrderOptions>()},
+              given, is_last);
+}
+
 /// What rounds the weights of a method that does something besides.
 enum class Solver { kRtn, kGptq };
 
