@@ -81,18 +81,18 @@ at::Tensor DifferentiableBlock::forward(const BlockValues& values, const at::Ten
 at::Tensor DifferentiableBlock::attention(const BlockValues& values, const at::Tensor& input) const {
   const model::Architecture& a = *architecture_;
   const double scale = 1.0 / std::sqrt(static_cast<double>(a.head_dim));
-  const at::Tensor q = rotated(heads_of(values, kQuery, "self_attn.q_norm.weight", a.heads, input)) * scale;
-  const at::Tensor k = rotated(heads_of(values, kKey, "self_attn.k_norm.weight", a.kv_heads, input));
-  const at::Tensor v = heads_of(values, kValue, nullptr, a.kv_heads, input);
+  const at::Tensor q = rotated(heads_of(values, kQuery, "self_attn.q_norm.weight", input)) * scale;
+  const at::Tensor k = rotated(heads_of(values, kKey, "self_attn.k_norm.weight", input));
+  const at::Tensor v = heads_of(values, kValue, nullptr, input);
   at::Tensor context = attend(q, k, v);
-  if (values.head_mask.defined()) context = context * values.head_mask.view({1, a.heads, 1});
-  return project(values, kOutput, context.reshape({input.size(0), a.heads * a.head_dim}));
+  if (values.head_mask.defined()) context = context * values.head_mask.view({1, -1, 1});
+  return project(values, kOutput, context.flatten(1));
 }
 
 /// A projection cut into heads, [tokens, heads, head_dim]; normalized per head where the family does that.
 at::Tensor DifferentiableBlock::heads_of(const BlockValues& values, size_t op, const char* norm_name,
-                                         int64_t heads, const at::Tensor& input) const {
-  at::Tensor all = project(values, op, input).view({input.size(0), heads, architecture_->head_dim});
+                                         const at::Tensor& input) const {
+  at::Tensor all = project(values, op, input).view({input.size(0), -1, architecture_->head_dim});
   if (!architecture_->qk_norm || norm_name == nullptr) return all;
   return rms_norm(all, norm(values, norm_name), architecture_->norm_eps);
 }
@@ -116,9 +116,10 @@ at::Tensor DifferentiableBlock::rotated(const at::Tensor& heads) const {
 at::Tensor DifferentiableBlock::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const {
   const model::Architecture& a = *architecture_;
   const int64_t tokens = q.size(0);
-  const int64_t shared = a.heads / a.kv_heads;
+  const int64_t heads = q.size(1), kv_heads = k.size(1);
+  const int64_t shared = heads / kv_heads;
   const int64_t window = a.windows[static_cast<size_t>(index_)];
-  const at::Tensor queries = q.view({tokens, a.kv_heads, shared, a.head_dim}).permute({1, 2, 0, 3});
+  const at::Tensor queries = q.view({tokens, kv_heads, shared, a.head_dim}).permute({1, 2, 0, 3});
   const at::Tensor keys = k.transpose(0, 1);    // [kv_heads, tokens, head_dim]
   const at::Tensor values = v.transpose(0, 1);  // as keys
   std::vector<at::Tensor> tiles;
@@ -126,15 +127,15 @@ at::Tensor DifferentiableBlock::attend(const at::Tensor& q, const at::Tensor& k,
     const int64_t rows = std::min(kQueryTile, tokens - begin);
     const int64_t end = begin + rows;
     const int64_t key_begin = window > 0 ? std::max<int64_t>(0, begin - window + 1) : 0;
-    const at::Tensor tile = queries.slice(2, begin, end).reshape({a.kv_heads, shared * rows, a.head_dim});
+    const at::Tensor tile = queries.slice(2, begin, end).reshape({kv_heads, shared * rows, a.head_dim});
     const at::Tensor scores = at::bmm(tile, keys.slice(1, key_begin, end).transpose(1, 2))
-                                  .view({a.kv_heads, shared, rows, end - key_begin}) +
+                                  .view({kv_heads, shared, rows, end - key_begin}) +
                               visibility(begin, rows, key_begin, end - key_begin, window, q);
-    const at::Tensor shares = at::softmax(scores, -1).view({a.kv_heads, shared * rows, end - key_begin});
+    const at::Tensor shares = at::softmax(scores, -1).view({kv_heads, shared * rows, end - key_begin});
     tiles.push_back(
-        at::bmm(shares, values.slice(1, key_begin, end)).view({a.kv_heads, shared, rows, a.head_dim}));
+        at::bmm(shares, values.slice(1, key_begin, end)).view({kv_heads, shared, rows, a.head_dim}));
   }
-  return at::cat(tiles, 2).permute({2, 0, 1, 3}).reshape({tokens, a.heads, a.head_dim});
+  return at::cat(tiles, 2).permute({2, 0, 1, 3}).reshape({tokens, heads, a.head_dim});
 }
 
 at::Tensor DifferentiableBlock::feed_forward(const BlockValues& values, const at::Tensor& input) const {

@@ -148,8 +148,10 @@ SampleGradients GradientSweep::State::differentiate(const DifferentiableBlock& b
     for (at::Tensor& weight : values.weights) by.push_back(weight = leaf(weight));
   }
   if (needs.masks) {
-    by.push_back(values.head_mask = at::ones({model.architecture().heads}).requires_grad_());
-    by.push_back(values.channel_mask = at::ones({model.architecture().intermediate_size}).requires_grad_());
+    by.push_back(values.head_mask =
+                     at::ones({model.architecture().block_widths(index).heads}).requires_grad_());
+    by.push_back(values.channel_mask =
+                     at::ones({model.architecture().block_widths(index).intermediate}).requires_grad_());
   }
   if (needs.moments) {
     values.inputs = std::make_shared<std::vector<at::Tensor>>(values.weights.size());
@@ -246,8 +248,8 @@ BlockGradients GradientSweep::backward(int64_t i, const GradientNeeds& needs, in
     if (needs.products) out.products.push_back(at::zeros(weight.sizes(), at::kFloat));
   }
   if (needs.masks) {
-    out.heads = at::empty({s.samples(), a.heads}, at::kFloat);
-    out.channels = at::empty({s.samples(), a.intermediate_size}, at::kFloat);
+    out.heads = at::empty({s.samples(), a.block_widths(i).heads}, at::kFloat);
+    out.channels = at::empty({s.samples(), a.block_widths(i).intermediate}, at::kFloat);
   }
   if (needs.moments) {
     for (const at::Tensor& weight : values.weights)
@@ -315,8 +317,12 @@ double GradientSweep::planned_flops(const model::Architecture& architecture,
 uint64_t GradientSweep::working_bytes(const model::Architecture& a, int64_t length, int threads,
                                       const GradientOptions& options) {
   double weights = 0;
-  for (const auto& op : a.operators(0))
-    weights += static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
+  for (int64_t block = 0; block < a.layers; ++block) {
+    double of_block = 0;
+    for (const auto& op : a.operators(block))
+      of_block += static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
+    weights = std::max(weights, of_block);
+  }
   const auto tokens = static_cast<double>(length);
   const auto hidden = static_cast<double>(a.hidden_size);
   const auto projected = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);

@@ -22,6 +22,35 @@ constexpr Family kFamilies[] = {
     {"qwen3", read_qwen3},
 };
 
+/// `lcomp.block_widths` of config.json, where the blocks have widths of their own: an object per block, whose
+/// fields mean what those of the same name mean for all blocks.
+std::vector<BlockWidths> read_widths(const io::OrderedJsonView& config, const Architecture& a) {
+  const BlockWidths whole{a.heads, a.kv_heads, a.intermediate_size};
+  std::vector<BlockWidths> widths(static_cast<size_t>(a.layers), whole);
+  const auto own = config.find("lcomp");
+  const auto listed = own ? own->find("block_widths") : std::nullopt;
+  if (!listed) return widths;
+  const auto blocks = listed->elements();
+  if (static_cast<int64_t>(blocks.size()) != a.layers) {
+    listed->fail(fmt::format("must have an entry for each of the {} layers (num_hidden_layers); it has {}",
+                             a.layers, blocks.size()));
+  }
+  const int64_t shared = a.heads / a.kv_heads;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    widths[i] = {blocks[i].at("num_attention_heads").integer(1),
+                 blocks[i].at("num_key_value_heads").integer(1),
+                 blocks[i].at("intermediate_size").integer(1)};
+    const BlockWidths& w = widths[i];
+    if (w.heads > whole.heads || w.intermediate > whole.intermediate || w.heads != w.kv_heads * shared) {
+      blocks[i].fail(
+          fmt::format("must not be wider than the model ({} heads, {} channels) and must have {} query heads "
+                      "to a key-value head; it has {} and {} heads, and {} channels",
+                      whole.heads, whole.intermediate, shared, w.heads, w.kv_heads, w.intermediate));
+    }
+  }
+  return widths;
+}
+
 }  // namespace
 
 std::vector<std::string> known_families() {
@@ -32,10 +61,14 @@ std::vector<std::string> known_families() {
 
 Architecture read_architecture(std::string_view config_json, const std::string& where) {
   const io::OrderedJson json = io::parse_ordered_json(config_json, where, {.error = ErrorKind::kConfig});
-  const ConfigView config(io::OrderedJsonView(json, where, ErrorKind::kConfig));
+  const io::OrderedJsonView root(json, where, ErrorKind::kConfig);
+  const ConfigView config(root);
   const std::string type = config.string("model_type").value_or("");
   for (const Family& family : kFamilies) {
-    if (type == family.model_type) return family.read(config);
+    if (type != family.model_type) continue;
+    Architecture architecture = family.read(config);
+    architecture.widths = read_widths(root, architecture);
+    return architecture;
   }
   throw Unsupported(config.place("model_type"), fmt::format("the model family must be one of {}; it is '{}'",
                                                             fmt::join(known_families(), ", "), type));
@@ -43,8 +76,9 @@ Architecture read_architecture(std::string_view config_json, const std::string& 
 
 std::vector<OperatorInfo> Architecture::operators(int64_t block) const {
   const std::string prefix = block_prefix(block);
-  const int64_t q = heads * head_dim;
-  const int64_t kv = kv_heads * head_dim;
+  const BlockWidths& w = block_widths(block);
+  const int64_t q = w.heads * head_dim;
+  const int64_t kv = w.kv_heads * head_dim;
   std::vector<OperatorInfo> out;
   const auto add = [&](const char* folder, const char* kind, int64_t rows, int64_t cols, bool bias) {
     out.push_back({prefix + folder + kind, kind, rows, cols, bias});
@@ -53,35 +87,67 @@ std::vector<OperatorInfo> Architecture::operators(int64_t block) const {
   add("self_attn.", "k_proj", kv, hidden_size, qkv_bias);
   add("self_attn.", "v_proj", kv, hidden_size, qkv_bias);
   add("self_attn.", "o_proj", hidden_size, q, output_bias);
-  add("mlp.", "gate_proj", intermediate_size, hidden_size, mlp_bias);
-  add("mlp.", "up_proj", intermediate_size, hidden_size, mlp_bias);
-  add("mlp.", "down_proj", hidden_size, intermediate_size, mlp_bias);
+  add("mlp.", "gate_proj", w.intermediate, hidden_size, mlp_bias);
+  add("mlp.", "up_proj", w.intermediate, hidden_size, mlp_bias);
+  add("mlp.", "down_proj", hidden_size, w.intermediate, mlp_bias);
   return out;
 }
 
 std::vector<GroupInfo> Architecture::groups(int64_t block) const {
   const std::string prefix = block_prefix(block);
   return {{"attention_input", {0, 1, 2}, prefix + "input_layernorm", false},
-          {"attention_output", {3}, prefix + "self_attn.v_proj", true, head_dim, heads / kv_heads},
+          {"attention_output",
+           {3},
+           prefix + "self_attn.v_proj",
+           true,
+           head_dim,
+           block_widths(block).heads / block_widths(block).kv_heads},
           {"mlp_input", {4, 5}, prefix + "post_attention_layernorm", false},
           {"mlp_output", {6}, prefix + "mlp.up_proj", true}};
 }
 
+std::vector<DependencyGroup> Architecture::dependency_groups(int64_t block) const {
+  return dependency_groups(block_widths(block));
+}
+
+std::vector<DependencyGroup> Architecture::dependency_groups(const BlockWidths& of) const {
+  const int64_t queries = of.heads / of.kv_heads * head_dim;
+  const DependencyGroup attention{
+      "attention",
+      of.kv_heads,
+      {{0, true, queries}, {1, true, head_dim}, {2, true, head_dim}, {3, false, queries}},
+      1};
+  const DependencyGroup mlp{"mlp", of.intermediate, {{4, true, 1}, {5, true, 1}, {6, false, 1}}, 3};
+  return {attention, mlp};
+}
+
+BlockWidths Architecture::widest() const {
+  BlockWidths all;
+  for (const BlockWidths& w : widths) {
+    all.heads = std::max(all.heads, w.heads);
+    all.kv_heads = std::max(all.kv_heads, w.kv_heads);
+    all.intermediate = std::max(all.intermediate, w.intermediate);
+  }
+  return all;
+}
+
 double Architecture::linear_flops_per_token() const {
   double sum = 0;
-  for (const OperatorInfo& op : operators(0)) {
-    sum += 2.0 * static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
+  for (int64_t block = 0; block < layers; ++block) {
+    for (const OperatorInfo& op : operators(block))
+      sum += 2.0 * static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
   }
-  return sum * static_cast<double>(layers);
+  return sum;
 }
 
 double Architecture::attention_flops(int64_t length) const {
   double sum = 0;
   const auto n = static_cast<double>(length);
-  for (const int64_t window : windows) {
+  for (size_t block = 0; block < windows.size(); ++block) {
+    const int64_t window = windows[block];
     const double w = window > 0 ? std::min(static_cast<double>(window), n) : n;
     const double pairs = n * w - w * (w - 1.0) / 2.0;  // query-key pairs inside the causal window
-    sum += 4.0 * pairs * static_cast<double>(heads * head_dim);
+    sum += 4.0 * pairs * static_cast<double>(widths[block].heads * head_dim);
   }
   return sum;
 }

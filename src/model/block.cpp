@@ -54,9 +54,18 @@ Block::Block(const Architecture& architecture, int64_t index, std::vector<Linear
       stored_types_(std::move(stored_types)),
       replaced_(ops_.size(), false),
       input_scales_(groups_.size()),
+      kept_inputs_(groups_.size()),
       kernels_(std::make_unique<Kernels>(architecture.rope)) {
   kernels_->packed.resize(groups_.size());
   kernels_->apart.resize(groups_.size());
+  measure();
+}
+
+/// The widths, from the shapes of the operators.
+void Block::measure() {
+  enum Operator : size_t { kQuery, kKey, kGate = 4 };
+  widths_ = {ops_[kQuery].info.out_features / architecture_->head_dim,
+             ops_[kKey].info.out_features / architecture_->head_dim, ops_[kGate].info.out_features};
 }
 
 Block::~Block() = default;
@@ -76,6 +85,41 @@ void Block::replace(size_t op, WeightPtr weight) {
     const auto& members = groups_[g].operators;
     if (std::find(members.begin(), members.end(), op) != members.end()) kernels_->release(g);
   }
+}
+
+void Block::keep_units(const DependencyGroup& units, const std::vector<int64_t>& kept) {
+  const bool ascending = std::adjacent_find(kept.begin(), kept.end(), std::greater_equal<>()) == kept.end();
+  if (kept.empty() || !ascending || kept.front() < 0 || kept.back() >= units.units) {
+    throw InvalidArgument("Block::keep_units",
+                          fmt::format("the kept units of '{}' must ascend, lie below {} and be at least one; "
+                                      "received {}",
+                                      units.name, units.units, kept));
+  }
+  for (const UnitSlice& slice : units.slices) {
+    LinearOp& op = ops_.at(slice.op);
+    int64_t& size = slice.rows ? op.info.out_features : op.info.in_features;
+    if (size != units.units * slice.per_unit) {
+      throw InvalidArgument("Block::keep_units",
+                            fmt::format("'{}' must have {} units of {} in '{}'; it has {} in all", units.name,
+                                        units.units, slice.per_unit, op.info.name, size));
+    }
+    const at::Tensor first = at::tensor(kept, at::kLong).unsqueeze(1) * slice.per_unit;
+    const at::Tensor places = (first + at::arange(slice.per_unit, at::kLong)).flatten();
+    op.weight = std::make_shared<DenseWeight>(op.weight->dense().index_select(slice.rows ? 0 : 1, places));
+    size = places.numel();
+    replaced_[slice.op] = true;
+    if (slice.rows && op.bias.defined()) {
+      op.bias = op.bias.index_select(0, places);
+      changed_vectors_.insert(op.info.name + ".bias");
+    }
+    if (slice.rows) continue;
+    at::Tensor& left = kept_inputs_.at(units.input_group);
+    left = left.defined() ? left.index_select(0, places) : places;
+    at::Tensor& scale = input_scales_.at(units.input_group);
+    if (scale.defined()) scale = scale.index_select(0, places);
+  }
+  release();
+  measure();
 }
 
 at::Tensor Block::vector(const std::string& name) const {
@@ -215,8 +259,9 @@ void Block::multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::
 void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) const {
   const Architecture& a = *architecture_;
   const int64_t tokens = state.hidden.size(0);
-  const int64_t q_width = a.heads * a.head_dim;
-  const int64_t kv_width = a.kv_heads * a.head_dim;
+  const auto [heads, kv_heads, intermediate] = widths_;
+  const int64_t q_width = heads * a.head_dim;
+  const int64_t kv_width = kv_heads * a.head_dim;
   const int64_t width = q_width + 2 * kv_width;
   float* qkv = scratch.floats(kProjected, tokens * width);
   float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
@@ -249,9 +294,9 @@ void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) con
     const int64_t half = a.rope.dims / 2;
     const float* cosines = tables->cosines.data() + t * half;
     const float* sines = tables->sines.data() + t * half;
-    for (int64_t h = 0; h < a.heads + a.kv_heads; ++h) {
+    for (int64_t h = 0; h < heads + kv_heads; ++h) {
       float* head = row + h * a.head_dim;
-      const bool is_query = h < a.heads;
+      const bool is_query = h < heads;
       if (a.qk_norm) kernels::rms_norm(head, is_query ? q_norm : k_norm, a.norm_eps, 1, a.head_dim, head);
       kernels::rotate_half(head, cosines, sines, a.rope.dims, a.head_dim, is_query ? scale : 1.0F);
     }
@@ -259,8 +304,8 @@ void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) con
 
   kernels::AttentionShape shape;
   shape.tokens = tokens;
-  shape.heads = a.heads;
-  shape.kv_heads = a.kv_heads;
+  shape.heads = heads;
+  shape.kv_heads = kv_heads;
   shape.head_dim = a.head_dim;
   shape.window = a.windows[static_cast<size_t>(index_)];
   shape.q_stride = width;
@@ -287,7 +332,7 @@ void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& sc
 void Block::gate_and_up(SampleState& state, linalg::Scratch& scratch) const {
   const Architecture& a = *architecture_;
   const int64_t tokens = state.hidden.size(0);
-  const int64_t inner = a.intermediate_size;
+  const int64_t inner = widths_.intermediate;
   float* work = work_buffer(state, tokens, inner);
   float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
   const linalg::PackedMatrix* packed = kernels_->packed[kMlpInput].get();

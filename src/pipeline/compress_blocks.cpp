@@ -93,9 +93,8 @@ void Run::start_samples() {
   const PhaseClock::Scope scope(clock_, "load");
   const std::vector<int64_t> lengths = samples_.tokens.lengths();
   const model::Architecture& a = model_.architecture();
-  int64_t widest = 0;
-  for (const auto& group : a.groups(0))
-    widest = std::max(widest, a.operators(0)[group.operators[0]].in_features);
+  const model::BlockWidths widths = a.widest();
+  const int64_t widest = std::max({a.hidden_size, widths.heads * a.head_dim, widths.intermediate});
   const auto storage =
       plan_.activations_on_disk ? ActivationCache::Storage::kDisk : ActivationCache::Storage::kMemory;
   const auto make_cache = [&](int64_t width, const char* name) {

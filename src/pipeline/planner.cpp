@@ -218,18 +218,23 @@ struct Sizes {
 
 Sizes measure(const model::Architecture& a) {
   Sizes s;
-  const auto ops = a.operators(0);
-  for (const auto& op : ops) {
-    const double size = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
-    s.block_parameters += size;
-    s.largest_operator = std::max(s.largest_operator, size);
-    s.rounding = std::max(s.rounding, static_cast<double>(op.out_features + op.in_features));
-  }
-  for (const auto& group : a.groups(0)) {
-    const auto in = static_cast<double>(ops[group.operators[0]].in_features);
-    s.widest_input = std::max(s.widest_input, in);
-    s.all_moments += in * in;
-    s.largest_moment = std::max(s.largest_moment, in * in);
+  for (int64_t block = 0; block < a.layers; ++block) {
+    double parameters = 0, moments = 0;
+    const auto ops = a.operators(block);
+    for (const auto& op : ops) {
+      const double size = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
+      parameters += size;
+      s.largest_operator = std::max(s.largest_operator, size);
+      s.rounding = std::max(s.rounding, static_cast<double>(op.out_features + op.in_features));
+    }
+    for (const auto& group : a.groups(block)) {
+      const auto in = static_cast<double>(ops[group.operators[0]].in_features);
+      s.widest_input = std::max(s.widest_input, in);
+      moments += in * in;
+      s.largest_moment = std::max(s.largest_moment, in * in);
+    }
+    s.block_parameters = std::max(s.block_parameters, parameters);
+    s.all_moments = std::max(s.all_moments, moments);
   }
   return s;
 }

@@ -54,8 +54,7 @@ class DifferentiableBlock {
   struct Angles;
 
   at::Tensor attention(const BlockValues& values, const at::Tensor& input) const;
-  at::Tensor heads_of(const BlockValues& values, size_t op, const char* norm, int64_t heads,
-                      const at::Tensor& input) const;
+  at::Tensor heads_of(const BlockValues& values, size_t op, const char* norm, const at::Tensor& input) const;
   at::Tensor rotated(const at::Tensor& heads) const;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
   at::Tensor feed_forward(const BlockValues& values, const at::Tensor& input) const;

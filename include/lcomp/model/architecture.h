@@ -40,6 +40,35 @@ struct OperatorInfo {
   bool has_bias = false;
 };
 
+/// How wide one block is. Blocks of one model may differ after structured pruning.
+struct BlockWidths {
+  int64_t heads = 0;     ///< query heads
+  int64_t kv_heads = 0;  ///< key-value heads, each read by heads / kv_heads query heads
+  int64_t intermediate = 0;
+
+  bool operator==(const BlockWidths&) const = default;
+};
+
+/// A part of an operator that belongs to the units of a dependency group: rows (or columns) `u * per_unit` to
+/// `(u + 1) * per_unit` are those of unit u.
+struct UnitSlice {
+  size_t op = 0;  ///< position in the block's list of operators
+  bool rows = true;
+  int64_t per_unit = 1;
+};
+
+/// What must go together when something of a block is deleted: every slice of a unit. Units make the input of
+/// one operator, which closes the dependency group; what leaves the block keeps its width.
+struct DependencyGroup {
+  std::string name;  ///< "attention", "mlp"
+  int64_t units = 0;
+  std::vector<UnitSlice> slices;
+  size_t input_group = 0;  ///< group of operators that reads what the units make
+
+  /// The slice of columns that closes the group.
+  const UnitSlice& closing() const { return slices.back(); }
+};
+
 /// Operators that read the same activation: one calibration statistic serves them all.
 struct GroupInfo {
   std::string name;               ///< "attention_input", "attention_output", "mlp_input", "mlp_output"
@@ -74,10 +103,21 @@ struct Architecture {
   bool tied_embeddings = false;
   RopeSpec rope;
   std::vector<int64_t> windows;  ///< per layer: keys a token sees, itself included; 0 = all
+  /// Per layer. `heads`, `kv_heads` and `intermediate_size` above are those of config.json, the widths of all
+  /// layers unless it has others of its own for each (`lcomp.block_widths`).
+  std::vector<BlockWidths> widths;
 
   std::string block_prefix(int64_t block) const { return "model.layers." + std::to_string(block) + "."; }
   std::vector<OperatorInfo> operators(int64_t block) const;
   std::vector<GroupInfo> groups(int64_t block) const;
+  const BlockWidths& block_widths(int64_t block) const { return widths.at(static_cast<size_t>(block)); }
+  /// Units that structured pruning may delete from a block: key-value heads with the query heads that read
+  /// them, and feed-forward channels. An operator may be in several dependency groups.
+  std::vector<DependencyGroup> dependency_groups(int64_t block) const;
+  /// The dependency groups of a block of these widths.
+  std::vector<DependencyGroup> dependency_groups(const BlockWidths& of) const;
+  /// The largest of each width over the layers.
+  BlockWidths widest() const;
   /// Floating-point operations of the linear operators and of causal attention for one token at mean position
   /// `length / 2`, over all blocks (multiplications and additions counted).
   double linear_flops_per_token() const;

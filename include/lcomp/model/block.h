@@ -53,7 +53,16 @@ class Block {
 
   /// Puts `weight` (same shape) in place of operator `op`'s.
   void replace(size_t op, WeightPtr weight);
-  /// Whether `replace` was called for it.
+  /// Deletes all units of a dependency group of these widths but `kept` (ascending, at least one): their
+  /// rows, columns and biases. What the block computes is what it computed with these units masked, up to the
+  /// order of the sums. Weights become dense in the type that they decode to. Throws InvalidArgument when
+  /// `kept` is no such list.
+  void keep_units(const DependencyGroup& units, const std::vector<int64_t>& kept);
+  const BlockWidths& widths() const { return widths_; }
+  /// Which columns of a group's input, as the block was loaded, are left: int64, undefined for all of them.
+  const at::Tensor& kept_inputs(size_t group) const { return kept_inputs_.at(group); }
+
+  /// Whether `replace` was called for it, or units of it were deleted.
   bool replaced(size_t op) const { return replaced_.at(op); }
 
   /// A norm or the bias of an operator, by full tensor name, float32; undefined when there is none.
@@ -98,15 +107,19 @@ class Block {
   at::Tensor normalized(const at::Tensor& hidden, const char* norm, float* out) const;
   const float* norm_weight(const char* suffix) const;
 
+  void measure();
+
   const Architecture* architecture_;
   int64_t index_;
   std::vector<LinearOp> ops_;
+  BlockWidths widths_;
   std::vector<GroupInfo> groups_;
   std::map<std::string, at::Tensor> norms_;
   std::map<std::string, at::ScalarType> stored_types_;  // of norms and biases; float32 when absent
   std::vector<bool> replaced_;
   std::set<std::string> changed_vectors_;
   std::vector<at::Tensor> input_scales_;  // per group
+  std::vector<at::Tensor> kept_inputs_;   // per group
   std::unique_ptr<Kernels> kernels_;
 };
 
