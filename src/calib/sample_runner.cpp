@@ -281,6 +281,12 @@ void SampleRunner::forward(const model::Block& block) {
   });
 }
 
+void SampleRunner::keep_columns(const at::Tensor& columns, int64_t width) {
+  pool_.parallel_for(hidden_.samples(), [&](int64_t sample, int) {
+    work_->store(sample, work_->load(sample, width).index_select(1, columns));
+  });
+}
+
 void SampleRunner::release_buffers() {
   gathered_ = at::Tensor();
   gathered_reference_ = at::Tensor();

@@ -113,11 +113,13 @@ std::vector<DependencyGroup> Architecture::dependency_groups(int64_t block) cons
 std::vector<DependencyGroup> Architecture::dependency_groups(const BlockWidths& of) const {
   const int64_t queries = of.heads / of.kv_heads * head_dim;
   const DependencyGroup attention{
+      UnitKind::kAttention,
       "attention",
       of.kv_heads,
       {{0, true, queries}, {1, true, head_dim}, {2, true, head_dim}, {3, false, queries}},
       1};
-  const DependencyGroup mlp{"mlp", of.intermediate, {{4, true, 1}, {5, true, 1}, {6, false, 1}}, 3};
+  const DependencyGroup mlp{
+      UnitKind::kChannel, "mlp", of.intermediate, {{4, true, 1}, {5, true, 1}, {6, false, 1}}, 3};
   return {attention, mlp};
 }
 
@@ -129,6 +131,29 @@ BlockWidths Architecture::widest() const {
     all.intermediate = std::max(all.intermediate, w.intermediate);
   }
   return all;
+}
+
+std::vector<std::pair<std::string, std::string>> width_entries(const Architecture& architecture,
+                                                               const std::vector<BlockWidths>& widths) {
+  Architecture after = architecture;
+  after.widths = widths;
+  const BlockWidths widest = after.widest();
+  std::vector<std::pair<std::string, std::string>> entries = {
+      {"num_attention_heads", std::to_string(widest.heads)},
+      {"num_key_value_heads", std::to_string(widest.kv_heads)},
+      {"head_dim", std::to_string(architecture.head_dim)},
+      {"intermediate_size", std::to_string(widest.intermediate)},
+      {"lcomp", ""}};
+  const bool uniform = std::all_of(widths.begin(), widths.end(), [&](const auto& w) { return w == widest; });
+  if (uniform) return entries;
+  io::OrderedJson list = io::OrderedJson::array();
+  for (const BlockWidths& w : widths) {
+    list.push_back({{"num_attention_heads", w.heads},
+                    {"num_key_value_heads", w.kv_heads},
+                    {"intermediate_size", w.intermediate}});
+  }
+  entries.back().second = io::OrderedJson{{"block_widths", list}}.dump();
+  return entries;
 }
 
 double Architecture::linear_flops_per_token() const {

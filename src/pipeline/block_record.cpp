@@ -23,6 +23,7 @@ std::string BlockRecord::to_json() const {
   json["rows"] = rows_to_json(row, operators);
   json["decoded"] = decoded;
   json["changed"] = changed;
+  json["widths"] = {widths.heads, widths.kv_heads, widths.intermediate};
   json["samples_hash"] = samples_hash;
   json["reference_hash"] = reference_hash;
   auto& all = json["groups"] = io::Json::object();
@@ -42,6 +43,9 @@ BlockRecord BlockRecord::from_json(const std::string& text) {
   for (const auto& [name, hash] : root.at("changed").members()) out.changed[name] = hash.text();
   for (const auto& [name, group] : root.at("groups").members())
     out.groups[name] = model::QuantizationConfig::Group::from_json(group.text(), kBlockRecord);
+  const std::vector<int64_t> widths = root.at("widths").integers(1);
+  if (widths.size() != 3) root.at("widths").fail("a block has three widths");
+  out.widths = {widths[0], widths[1], widths[2]};
   out.samples_hash = root.at("samples_hash").text();
   out.reference_hash = root.at("reference_hash").text();
   return out;

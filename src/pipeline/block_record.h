@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "lcomp/model/architecture.h"
 #include "lcomp/model/quantization_config.h"
 #include "lcomp/pipeline/report_data.h"
 
@@ -20,6 +21,7 @@ struct BlockRecord {
   std::map<std::string, std::string> changed;
   /// How every operator is stored that is not dense; without targets.
   std::map<std::string, model::QuantizationConfig::Group> groups;
+  model::BlockWidths widths;
   /// Hash of the samples behind this block, when they are saved for a resume; empty when there are none.
   std::string samples_hash;
   /// The same of the second stream, where a pass compares with the model as it found it.

@@ -20,6 +20,8 @@ MethodTable builtin_methods() {
   table.add(obd_method());
   table.add(sparsegpt_method());
   table.add(wrp_method());
+  table.add(fisher_mask_method());
+  table.add(llm_pruner_method());
   return table;
 }
 

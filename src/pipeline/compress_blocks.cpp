@@ -173,6 +173,7 @@ BlockRecord Run::compress_block(int64_t index) {
   }
   if (plan_.needs_samples && !is_last) check_samples(index);
   block->release();
+  record.widths = block->widths();
   store_block(*block, record);
   return record;
 }
@@ -219,8 +220,13 @@ void Run::run_sequential_pass(const Pass& pass, model::Block& block, bool is_las
     // The factorisation of the widest input is the peak of the run's memory.
     if (g + 1 == block.groups().size()) samples_.runner->release_buffers();
     read_gradients(pass.needs(), block, g, context, stats);
+    const at::Tensor before = block.kept_inputs(g);
+    const int64_t width = block.ops()[members[0]].info.in_features;
     const PhaseClock::Scope scope(clock_, "solve", &row.solve_seconds);
     pass.compress(block, g, stats, context);
+    const at::Tensor& kept = block.kept_inputs(g);
+    if (!kept.is_same(before))
+      samples_.runner->keep_columns(before.defined() ? at::searchsorted(before, kept) : kept, width);
   }
   if (is_last) return;
   const PhaseClock::Scope scope(clock_, "forward", &row.forward_seconds);
@@ -411,6 +417,7 @@ void Run::take_record(const BlockKey& key, BlockRecord record) {
     if (row.fell_back) report_.warnings.push_back(fmt::format("{}: fell back to {}", row.name, row.fallback));
   }
   groups_.insert(record.groups.begin(), record.groups.end());
+  widths_.push_back(record.widths);
   report_.operators.insert(report_.operators.end(), record.operators.begin(), record.operators.end());
   report_.outliers = outlier_features(report_.operators, model_.size());
   report_.blocks.push_back(record.row);

@@ -22,6 +22,12 @@ std::string gradient_step(int64_t block) {
 std::string outputs_name(const std::string& op) {
   return op + ".outputs";
 }
+std::string products_name(const std::string& op) {
+  return op + ".products";
+}
+std::string units_name(size_t group) {
+  return fmt::format("units {}", group);
+}
 std::string moment_name(size_t group) {
   return fmt::format("moment {}", group);
 }
@@ -119,13 +125,28 @@ void Run::sweep_back(calib::GradientSweep& sweep, int64_t from, int64_t lowest) 
     check_cancelled();
     step("gradients", 2 * model_.size() - 1 - i, 2 * model_.size(),
          fmt::format("backward, block {} of {}", i + 1, model_.size()));
-    const calib::BlockGradients gradients =
-        sweep.backward(i, {.squares = needs.gradient_squares, .moments = needs.gradient_moments}, lowest);
+    const calib::BlockGradients gradients = sweep.backward(i,
+                                                           {.squares = needs.gradient_squares,
+                                                            .products = needs.gradient_products,
+                                                            .masks = needs.unit_gradients,
+                                                            .moments = needs.gradient_moments},
+                                                           lowest);
     const std::string state_hash = i > lowest ? sweep.save(gradient_state_file(i)) : "";
     io::NamedTensors tensors;
     const auto operators = model_.architecture().operators(i);
     for (size_t op = 0; op < gradients.squares.size(); ++op)
       tensors.emplace_back(operators[op].name, gradients.squares[op]);
+    for (size_t op = 0; op < gradients.products.size(); ++op)
+      tensors.emplace_back(products_name(operators[op].name), gradients.products[op]);
+    if (needs.unit_gradients) {
+      for (const model::DependencyGroup& units : model_.architecture().dependency_groups(i)) {
+        // A factor of a unit is one of all its heads.
+        const at::Tensor& all =
+            units.kind == model::UnitKind::kChannel ? gradients.channels : gradients.heads;
+        tensors.emplace_back(units_name(units.input_group),
+                             all.reshape({all.size(0), units.units, -1}).sum(2));
+      }
+    }
     for (size_t op = 0; op < gradients.outputs.size(); ++op)
       tensors.emplace_back(outputs_name(operators[op].name), gradients.outputs[op]);
     for (size_t g = 0; g < gradients.moments.size(); ++g)
@@ -154,6 +175,9 @@ void Run::read_gradients(const calib::Needs& needs, const model::Block& block, s
     return out;
   };
   if (needs.gradient_squares) stats.gradient_squares = read_each([](const std::string& op) { return op; });
+  if (needs.gradient_products) stats.gradient_products = read_each(products_name);
+  if (needs.unit_gradients && file.contains(units_name(group)))
+    stats.unit_gradients = file.read(units_name(group));
   if (needs.gradient_moments) {
     stats.gradient_moment = file.read(moment_name(group));
     stats.output_gradients = read_each(outputs_name);

@@ -173,12 +173,16 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
 }
 
 std::string output_config(const model::Model& source,
-                          const std::map<std::string, QuantizationConfig::Group>& groups) {
+                          const std::map<std::string, QuantizationConfig::Group>& groups,
+                          const std::vector<model::BlockWidths>& widths) {
   const std::string quantization =
       groups.empty() ? "" : quantization_config(source.architecture(), groups).to_json();
-  return io::config_with(source.config_json(),
-                         {{"quantization_config", quantization}, {"compression_config", ""}},
-                         source.where() + "/config.json");
+  io::JsonEntries entries = {{"quantization_config", quantization}, {"compression_config", ""}};
+  if (widths != source.architecture().widths) {
+    const io::JsonEntries of_widths = model::width_entries(source.architecture(), widths);
+    entries.insert(entries.end(), of_widths.begin(), of_widths.end());
+  }
+  return io::config_with(source.config_json(), entries, source.where() + "/config.json");
 }
 
 }  // namespace lcomp::pipeline

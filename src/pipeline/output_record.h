@@ -49,6 +49,7 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
 /// config.json of the output: that of the source with `quantization_config` set (or removed when no operator
 /// is stored in another way than dense); `groups` says how the others are stored, by operator.
 std::string output_config(const model::Model& source,
-                          const std::map<std::string, model::QuantizationConfig::Group>& groups);
+                          const std::map<std::string, model::QuantizationConfig::Group>& groups,
+                          const std::vector<model::BlockWidths>& widths);
 
 }  // namespace lcomp::pipeline

@@ -85,6 +85,7 @@ std::string without(std::string text, const std::string& part) {
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
   std::string place;  // of the first misfit
   std::string errors;
+  std::vector<double> left(plan.operators.size(), 1.0);  // of each operator's weights
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);
     std::set<std::string> said;
@@ -97,7 +98,8 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
         const PlannedWeight planned =
             method.plan_weight(*settings, {op.name, op.out_features, op.in_features, model.dtype()});
         op.scheme = planned.scheme;
-        op.bytes_after = planned.bytes_after;
+        op.bytes_after = static_cast<int64_t>(static_cast<double>(planned.bytes_after) * left[i]);
+        left[i] *= planned.kept;
         plan.rounds_inputs = plan.rounds_inputs || planned.rounds_input;
         if (job.write.format == WriteFormat::kDense) {
           if (planned.rounds_input) {
@@ -107,7 +109,8 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
                 "say; received dense");
           }
           op.bytes_after =
-              op.out_features * op.in_features * static_cast<int64_t>(c10::elementSize(model.dtype()));
+              static_cast<int64_t>(static_cast<double>(op.out_features * op.in_features) * left[i]) *
+              static_cast<int64_t>(c10::elementSize(model.dtype()));
         }
       } catch (const Error& misfit) {
         if (misfit.kind() != ErrorKind::kInvalidArgument && misfit.kind() != ErrorKind::kUnsupported) throw;
@@ -132,7 +135,8 @@ void plan_surveys(const Job& job, const MethodTable& methods, const model::Model
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);
     if (!method.make_survey) continue;
-    const auto survey = method.make_survey(*job.passes[p].options, model.dtype());
+    const auto survey = method.make_survey(*job.passes[p].options, model);
+    if (!survey) continue;
     plan.needs_samples = plan.needs_samples || survey->needs().any();
     plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
     try {
@@ -195,9 +199,7 @@ void check_overrides(const PassSpec& pass, const std::string& where, const Metho
     const PassChain own = method.make_passes(*pass.overrides[o].options);
     for (size_t i = 0; i < std::min(chain.size(), own.size()); ++i) {
       const calib::Needs needs = chain[i]->needs(), wanted = own[i]->needs();
-      const bool gradients = (needs.gradient_squares || !wanted.gradient_squares) &&
-                             (needs.gradient_moments || !wanted.gradient_moments);
-      if (gradients && needs.covers(wanted)) continue;
+      if (needs.covers_gradients(wanted) && needs.covers(wanted)) continue;
       throw ConfigError(
           here,
           "the settings must not need statistics that those of the pass do not; give the operators a "

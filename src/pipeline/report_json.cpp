@@ -134,6 +134,7 @@ void visit(V& v, Is<FileRow> auto& f) {
 template <class V>
 void visit(V& v, Is<Totals> auto& f) {
   v("parameters", f.parameters);
+  v("parameters_after", f.parameters_after);
   v("compressed_parameters", f.compressed_parameters);
   v("bytes_before", f.bytes_before);
   v("bytes_after", f.bytes_after);

@@ -81,7 +81,9 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);
     for (auto& pass : method.make_passes(*job.passes[p].options)) passes_.push_back({p, std::move(pass)});
-    if (method.make_survey) surveys_[p] = method.make_survey(*job.passes[p].options, model_.dtype());
+    if (method.make_survey) {
+      if (auto survey = method.make_survey(*job.passes[p].options, model_)) surveys_[p] = std::move(survey);
+    }
     PassFacts facts{job.passes[p].method, "", 0};
     for (size_t i = 0; i < plan_.operators.size(); ++i) {
       if (!plan_.settings[p][i]) continue;
@@ -209,7 +211,8 @@ void Run::assemble() {
   constexpr auto kOneFile = std::numeric_limits<int64_t>::max();
   const int64_t shard_size = job_.write.shard_size > 0 ? job_.write.shard_size : kOneFile;
   record_.files = writer_->finish(staging, static_cast<uint64_t>(shard_size));
-  record_.files.push_back(io::write_file_atomic(staging / "config.json", output_config(model_, groups_)));
+  record_.files.push_back(
+      io::write_file_atomic(staging / "config.json", output_config(model_, groups_, widths_)));
   for (const io::FileRecord& file : io::copy_companion_files(job_.model, staging))
     record_.files.push_back(file);
   step("assemble", 1, 1);
@@ -228,8 +231,9 @@ void Run::verify() {
     const model::Model written = model::Model::open(work_->staging());
     result.message = compare_tensors(written, record_, result);
     report_.totals.bytes_after = static_cast<int64_t>(written.stored_bytes());
+    report_.totals.parameters_after = written.parameters();
     report_.totals.bits_per_weight =
-        8.0 * static_cast<double>(written.stored_bytes()) / static_cast<double>(plan_.parameters);
+        8.0 * static_cast<double>(written.stored_bytes()) / static_cast<double>(written.parameters());
     count_compressed();
   }
   result.passed = result.message.empty();

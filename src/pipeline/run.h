@@ -161,6 +161,7 @@ class Run {
   std::string gradient_key_;
   OutputRecord record_;
   std::map<std::string, model::QuantizationConfig::Group> groups_;
+  std::vector<model::BlockWidths> widths_;  ///< of the finished blocks
 };
 
 }  // namespace lcomp::pipeline

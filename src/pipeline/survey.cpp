@@ -75,7 +75,10 @@ void Run::survey() {
   const auto done = static_cast<int64_t>(records.size());
   if (done < model_.size()) {
     if (survey_needs().gradients()) make_gradients(done);
-    if (done == 0) {
+    const bool streams = survey_needs().any();
+    if (!streams) {
+      samples_.runner.reset();
+    } else if (done == 0) {
       start_samples();
     } else if (!restore_survey(done - 1, records.back().samples_hash)) {
       records.clear();
@@ -103,16 +106,20 @@ void Run::survey() {
   }
 }
 
-/// One pass over the samples gives the statistics of every group and moves the samples on.
+/// One pass over the samples, where a survey asks for statistics, gives the statistics of every group and
+/// moves the samples on.
 SurveyRecord Run::survey_block(int64_t index) {
   const PhaseClock::Scope scope(clock_, "survey");
   const calib::Needs needs = survey_needs();
   model::Block block = model_.load_block(index);
   SurveyRecord record;
   for (size_t g = 0; g < block.groups().size(); ++g) {
-    if (g > 0) block.prepare(g - 1, plan_.compute);
-    calib::InputStats stats = samples_.runner->advance(block, g, needs);
-    if (g > 0) block.release(g - 1);
+    calib::InputStats stats;
+    if (needs.any()) {
+      if (g > 0) block.prepare(g - 1, plan_.compute);
+      stats = samples_.runner->advance(block, g, needs);
+      if (g > 0) block.release(g - 1);
+    }
     for (const auto& [entry, survey] : surveys_) {
       std::vector<OperatorRow> unused;
       PassContext context{pool_, job_.strict, model_.dtype(), settings_of(entry, index), unused};
@@ -120,7 +127,7 @@ SurveyRecord Run::survey_block(int64_t index) {
       record.numbers[entry].merge(survey->measure(block, g, stats, context));
     }
   }
-  if (index + 1 < model_.size()) {
+  if (needs.any() && index + 1 < model_.size()) {
     block.prepare(block.groups().size() - 1, plan_.compute);
     samples_.runner->finish(block);
     record.samples_hash = samples_.hidden->write_to(survey_file(index), model_.architecture().hidden_size);

@@ -26,6 +26,10 @@ struct Needs {
   /// Sums with the squared gradients of that loss by the outputs, from the same sweep: of x x^T weighted by
   /// those of the token, and by themselves.
   bool gradient_moments = false;
+  /// The weights times the sum over samples of those gradients, from the same sweep.
+  bool gradient_products = false;
+  /// Gradients of that loss by factors of the units that make a group's input, per sample.
+  bool unit_gradients = false;
   /// Besides, sums with the inputs x that the operator gets in the model as the pass found it, x~ being those
   /// that it gets now: takes a second stream of samples. With `halves` each half of them by itself too.
   bool mismatch = false;
@@ -37,7 +41,14 @@ struct Needs {
            !follow_scales();
   }
   /// Whether the gradient sweep must run.
-  bool gradients() const { return gradient_squares || gradient_moments; }
+  bool gradients() const {
+    return gradient_squares || gradient_moments || gradient_products || unit_gradients;
+  }
+  /// Whether what the sweep makes for these needs serves `other` as well.
+  bool covers_gradients(const Needs& other) const {
+    return (gradient_squares || !other.gradient_squares) && (gradient_moments || !other.gradient_moments) &&
+           (gradient_products || !other.gradient_products) && (unit_gradients || !other.unit_gradients);
+  }
   /// Whether the statistics of scaled inputs follow from those of the inputs by algebra (see `divided`).
   bool follow_scales() const { return !token_range && !value_counts && outlier_threshold == 0; }
   /// Whether statistics taken for these needs serve `other` as well.
@@ -58,6 +69,8 @@ struct Needs {
             .sampled_tokens = std::max(sampled_tokens, other.sampled_tokens),
             .gradient_squares = gradient_squares || other.gradient_squares,
             .gradient_moments = gradient_moments || other.gradient_moments,
+            .gradient_products = gradient_products || other.gradient_products,
+            .unit_gradients = unit_gradients || other.unit_gradients,
             .mismatch = mismatch || other.mismatch,
             .halves = halves || other.halves};
   }
@@ -81,6 +94,9 @@ struct InputStats {
   at::Tensor samples;
   /// Per operator of the group, float32 `[out, in]`; a function on one matrix sees its own alone.
   std::vector<at::Tensor> gradient_squares;
+  std::vector<at::Tensor> gradient_products;  ///< likewise
+  /// float32 `[samples, units]`, of the dependency group whose units make the input; undefined where none do.
+  at::Tensor unit_gradients;
   /// With the gradients g of the loss by the outputs of all operators of the group:
   /// float32 `[in, in]`, sum over tokens of |g|^2 x x^T,
   at::Tensor gradient_moment;

@@ -60,6 +60,10 @@ class SampleRunner {
   /// Replaces each sample by the block's output.
   void forward(const model::Block& block);
 
+  /// After units of a block were deleted while the samples stand at the input of `group`, `width` wide: keeps
+  /// the columns of it that are left.
+  void keep_columns(const at::Tensor& columns, int64_t width);
+
   /// Frees the buffers that calls keep for each other: worth it before something that needs the memory more.
   void release_buffers();
 

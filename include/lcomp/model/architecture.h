@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lcomp::model {
@@ -57,9 +58,15 @@ struct UnitSlice {
   int64_t per_unit = 1;
 };
 
+enum class UnitKind {
+  kAttention,  ///< a key-value head with the query heads that read it
+  kChannel,    ///< a feed-forward channel
+};
+
 /// What must go together when something of a block is deleted: every slice of a unit. Units make the input of
 /// one operator, which closes the dependency group; what leaves the block keeps its width.
 struct DependencyGroup {
+  UnitKind kind = UnitKind::kChannel;
   std::string name;  ///< "attention", "mlp"
   int64_t units = 0;
   std::vector<UnitSlice> slices;
@@ -135,6 +142,12 @@ std::vector<std::string> known_families();
 /// `Unsupported` and names the known ones. `where` is the file's path, for messages. Both the transformers 4
 /// and 5 spellings are read.
 Architecture read_architecture(std::string_view config_json, const std::string& where);
+
+/// What config.json must say for blocks of these widths, key by key, as JSON; an empty text removes the key.
+/// Equal widths are those of an ordinary checkpoint; others are listed under `lcomp.block_widths` besides,
+/// which other software does not read.
+std::vector<std::pair<std::string, std::string>> width_entries(const Architecture& architecture,
+                                                               const std::vector<BlockWidths>& widths);
 
 /// A warning for people when sequences of `length` tokens go beyond max_position_embeddings, where no
 /// training has been; "" when they do not.

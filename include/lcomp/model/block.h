@@ -59,6 +59,8 @@ class Block {
   /// `kept` is no such list.
   void keep_units(const DependencyGroup& units, const std::vector<int64_t>& kept);
   const BlockWidths& widths() const { return widths_; }
+  /// The dependency groups of the block as it is now.
+  std::vector<DependencyGroup> dependency_groups() const { return architecture_->dependency_groups(widths_); }
   /// Which columns of a group's input, as the block was loaded, are left: int64, undefined for all of them.
   const at::Tensor& kept_inputs(size_t group) const { return kept_inputs_.at(group); }
 

@@ -13,6 +13,10 @@
 #include "lcomp/core/error.h"
 #include "lcomp/core/options.h"
 
+namespace lcomp::model {
+class Model;
+}
+
 namespace lcomp::pipeline {
 
 /// The settings of one method, as a job file gives them.
@@ -98,6 +102,7 @@ struct PlannedWeight {
   std::string scheme;  ///< for people: "int4 symmetric, groups of 64"
   int64_t bytes_after = 0;
   bool rounds_input = false;  ///< what the operator reads is quantized as well
+  double kept = 1;  ///< share of the weights that are not deleted: later passes find a smaller matrix
 };
 
 /// One row of the table of methods.
@@ -124,8 +129,9 @@ struct MethodInfo {
   /// overrides must not change them.
   std::vector<std::string> pass_settings = {};
   /// For methods that choose settings for the whole model by what they see in it (pipeline/survey.h): from
-  /// the settings of the job's entry and the type of the model's weights.
-  std::function<std::unique_ptr<Survey>(const PassOptions&, c10::ScalarType model_dtype)> make_survey = {};
+  /// the settings of the job's entry and the model, whose survey must not outlive it. May return null where
+  /// these settings leave nothing to choose.
+  std::function<std::unique_ptr<Survey>(const PassOptions&, const model::Model& model)> make_survey = {};
 };
 
 /// The methods that job files can name, in the order in which they were added.

@@ -174,10 +174,11 @@ struct FileRow {
 /// Size of the model before and after: tensors only, as stored, without file headers and tokenizer.
 struct Totals {
   int64_t parameters = 0;
-  int64_t compressed_parameters = 0;  ///< of them in operators that a pass changed
+  std::optional<int64_t> parameters_after;  ///< fewer where units were deleted; zeros count
+  int64_t compressed_parameters = 0;        ///< of them in operators that a pass changed
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
-  std::optional<double> bits_per_weight;           ///< 8 * bytes_after / parameters
+  std::optional<double> bits_per_weight;           ///< 8 * bytes_after / parameters_after
   std::optional<double> operator_bits_per_weight;  ///< the same over the operators that a pass changed
   std::vector<FileRow> files;
 

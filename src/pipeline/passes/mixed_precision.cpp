@@ -325,8 +325,8 @@ MethodInfo mixed_precision_method() {
   info.effect = scheme_effect;
   info.pass_settings = {"true_sequential", "bits_per_weight", "sensitivity", "trust"};
   info.make_passes = [](const PassOptions& options) { return chain_of(gptq_pass(kMethod, options)); };
-  info.make_survey = [](const PassOptions& options, c10::ScalarType dtype) {
-    return std::make_unique<WidthSurvey>(options, dtype);
+  info.make_survey = [](const PassOptions& options, const model::Model& model) {
+    return std::make_unique<WidthSurvey>(options, model.dtype());
   };
   return info;
 }

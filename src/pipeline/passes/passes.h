@@ -88,6 +88,8 @@ MethodInfo ria_method();
 MethodInfo obd_method();
 MethodInfo sparsegpt_method();
 MethodInfo wrp_method();
+MethodInfo fisher_mask_method();
+MethodInfo llm_pruner_method();
 
 }  // namespace lcomp::pipeline
 

@@ -1,0 +1,625 @@
+#include "lcomp/sparse/structured.h"
+
+#include <cmath>
+#include <numeric>
+
+#include "core/stopwatch.h"
+#include "lcomp/core/error.h"
+#include "lcomp/core/weight_error.h"
+#include "lcomp/model/model.h"
+#include "lcomp/pipeline/survey.h"
+#include "lcomp/sparse/sparse_weight.h"
+#include "pipeline/passes/passes.h"
+
+/// Methods that delete units of blocks. A survey ranks the units of the whole model and decides how many each
+/// block keeps; the pass deletes the others block by block and lets what reads them make up for it.
+namespace lcomp::pipeline {
+
+/// What the operator that reads the units does about those that go.
+enum class Compensation { kNone, kScales, kRefit };
+
+/// What a budget counts.
+enum class UnitBudget { kParameters, kMacs };
+
+enum class UnitSelection { kLocal, kGlobal };
+
+}  // namespace lcomp::pipeline
+
+namespace lcomp {
+template <>
+struct EnumNames<pipeline::Compensation> {
+  static constexpr std::array<std::string_view, 3> names = {"none", "scales", "refit"};
+};
+template <>
+struct EnumNames<pipeline::UnitBudget> {
+  static constexpr std::array<std::string_view, 2> names = {"parameters", "macs"};
+};
+template <>
+struct EnumNames<pipeline::UnitSelection> {
+  static constexpr std::array<std::string_view, 2> names = {"local", "global"};
+};
+}  // namespace lcomp
+
+namespace lcomp::pipeline {
+namespace {
+
+using model::DependencyGroup;
+using model::UnitKind;
+
+struct ShrinkOptions {
+  double ratio = 0.2;
+  int64_t channel_step = 8;
+  Compensation compensate = Compensation::kRefit;
+  double damping = 0.01;
+
+  void visit(FieldVisitor& v) {
+    v.field("ratio", ratio, {0, 1}, "share to remove of what the operators of the pass have in all");
+    v.field("channel_step", channel_step, {1}, "feed-forward channels are kept in multiples of this");
+    v.field(
+        "compensate", compensate,
+        "how o_proj and down_proj make up for inputs that are gone: none, scales (a factor for each unit, "
+        "as Kwon et al. tune their masks), or refit (least squares of the whole operator)");
+    v.field("damping", damping, {0, 1},
+            "of the refit: added to the diagonal of the second moment, relative to its mean");
+  }
+};
+
+struct FisherMaskOptions {
+  UnitBudget budget = UnitBudget::kParameters;
+  int64_t tokens = 512;
+  bool uniform = false;
+  int64_t gradient_batch = 1;
+  bool rearrange = true;
+
+  void visit(FieldVisitor& v) {
+    v.field("budget", budget,
+            "what ratio is a share of: parameters, or the macs of a sequence of tokens, attention included");
+    v.field("tokens", tokens, {1}, "length of the sequence that budget macs counts for");
+    v.field("uniform", uniform,
+            "the same widths in every block, which makes an ordinary checkpoint that other software loads");
+    v.field("gradient_batch", gradient_batch, {1},
+            "samples whose gradients are averaged before they are squared");
+    v.field("rearrange", rearrange,
+            "exchange units within a block, their number fixed, by the products of their gradients");
+  }
+};
+
+struct PrunerOptions {
+  sparse::UnitImportance importance = sparse::UnitImportance::kParamFirst;
+  sparse::UnitGrouping grouping = sparse::UnitGrouping::kSum;
+  UnitSelection selection = UnitSelection::kLocal;
+  int64_t protect_first = 0;
+  int64_t protect_last = 0;
+
+  void visit(FieldVisitor& v) {
+    v.field("importance", importance,
+            "what a weight counts for: param_first |w g|, param_second w^2 a, param_mix, vector (w g summed "
+            "over a unit's rows or columns with its sign), or without gradients l1 |w| and l2 w^2");
+    v.field("grouping", grouping, "how the importances of a unit's operators become one");
+    v.field("selection", selection,
+            "local: the same share of the units of every block; global: the least important units of all");
+    v.field("protect_first", protect_first, {0}, "blocks at the beginning that keep all units");
+    v.field("protect_last", protect_last, {0}, "blocks at the end that keep all units");
+  }
+};
+
+/// What the survey chose for the operator that closes a dependency group; no setting of a job.
+struct ChosenUnits {
+  std::vector<int64_t> kept;
+
+  void visit(FieldVisitor& /*v*/) {}
+};
+
+using FisherMaskSettings = PassOptionsOf<ShrinkOptions, FisherMaskOptions, ChosenUnits>;
+using PrunerSettings = PassOptionsOf<ShrinkOptions, PrunerOptions, ChosenUnits>;
+
+/// Importance of the units of one dependency group, summed over what each operator says of them.
+struct RankedGroup {
+  int64_t block = 0;
+  DependencyGroup units;
+  size_t closing = 0;  ///< position of the closing operator in the list of all
+  std::vector<double> scores;
+};
+
+/// Weights that belong to one unit.
+double unit_parameters(const DependencyGroup& units, const std::vector<model::OperatorInfo>& operators) {
+  double sum = 0;
+  for (const model::UnitSlice& slice : units.slices) {
+    const model::OperatorInfo& op = operators.at(slice.op);
+    sum += static_cast<double>(slice.per_unit * (slice.rows ? op.in_features : op.out_features));
+  }
+  return sum;
+}
+
+std::vector<int64_t> complement(const std::vector<int64_t>& removed, int64_t units) {
+  std::vector<int64_t> kept;
+  size_t next = 0;
+  for (int64_t u = 0; u < units; ++u) {
+    if (next < removed.size() && removed[next] == u) {
+      ++next;
+    } else {
+      kept.push_back(u);
+    }
+  }
+  return kept;
+}
+
+/// What the surveys of both methods share: which dependency groups of the model the pass works on, and
+/// turning numbers of kept units into settings.
+class UnitSurvey : public Survey {
+ public:
+  UnitSurvey(const PassOptions& entry, const model::Model& model, const char* method)
+      : shrink_(entry.part<ShrinkOptions>()), architecture_(model.architecture()), method_(method) {}
+
+  void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const override {
+    std::vector<RankedGroup> groups = groups_of(operators, settings);
+    if (groups.empty())
+      throw InvalidArgument(method_,
+                            "no units are left that may be deleted; ignore or protect fewer operators");
+    for (RankedGroup& group : groups) group.scores.assign(static_cast<size_t>(group.units.units), 1.0);
+    choose(groups);
+  }
+
+  OperatorSettings decide(const SurveyNumbers& numbers, const std::vector<OperatorPlan>& operators,
+                          const OperatorSettings& settings, std::string& decision) const override {
+    std::vector<RankedGroup> groups = groups_of(operators, settings);
+    const auto per_block = operators.size() / static_cast<size_t>(architecture_.layers);
+    for (RankedGroup& group : groups) {
+      std::vector<std::vector<double>> slices;
+      for (const model::UnitSlice& slice : group.units.slices) {
+        const auto found =
+            numbers.find(operators[static_cast<size_t>(group.block) * per_block + slice.op].name);
+        if (found != numbers.end()) slices.push_back(found->second);
+      }
+      group.scores = fuse(slices);
+    }
+    const std::vector<int64_t> counts = choose(groups);
+    OperatorSettings decided = settings;
+    for (size_t g = 0; g < groups.size(); ++g) {
+      const RankedGroup& group = groups[g];
+      auto copy = settings[group.closing]->clone();
+      chosen_of(*copy).kept =
+          complement(sparse::lowest_units(group.scores, group.units.units - counts[g]), group.units.units);
+      decided[group.closing] = std::move(copy);
+    }
+    decision = describe(groups, counts);
+    return decided;
+  }
+
+ protected:
+  virtual std::vector<double> fuse(const std::vector<std::vector<double>>& slices) const = 0;
+  /// How many units each group keeps.
+  virtual std::vector<int64_t> choose(const std::vector<RankedGroup>& groups) const = 0;
+  virtual ChosenUnits& chosen_of(PassOptions& settings) const = 0;
+  virtual bool is_protected(int64_t /*block*/) const { return false; }
+
+  const ShrinkOptions& shrink() const { return shrink_; }
+  const model::Architecture& architecture() const { return architecture_; }
+
+  /// Counts of the search, in the order of the groups; blocks without a group of a kind have no scores of it.
+  static std::vector<int64_t> in_order(const std::vector<RankedGroup>& groups,
+                                       const sparse::UnitCounts& counts) {
+    std::vector<int64_t> out;
+    std::map<int64_t, size_t> rows = rows_of(groups);
+    for (const RankedGroup& group : groups) {
+      const size_t row = rows.at(group.block);
+      out.push_back(group.units.kind == UnitKind::kAttention ? counts.attention[row] : counts.channels[row]);
+    }
+    return out;
+  }
+
+  static sparse::UnitScores scores_of(const std::vector<RankedGroup>& groups) {
+    const std::map<int64_t, size_t> rows = rows_of(groups);
+    sparse::UnitScores scores{std::vector<std::vector<double>>(rows.size()),
+                              std::vector<std::vector<double>>(rows.size())};
+    for (const RankedGroup& group : groups) {
+      const size_t row = rows.at(group.block);
+      (group.units.kind == UnitKind::kAttention ? scores.attention : scores.channels)[row] = group.scores;
+    }
+    return scores;
+  }
+
+  /// Costs of units in parameters, and for `tokens` > 0 in multiply-adds of a sequence.
+  sparse::UnitCosts costs(int64_t tokens) const {
+    sparse::UnitCosts costs{.channel_step = shrink_.channel_step};
+    const model::BlockWidths& widths = architecture_.block_widths(0);
+    for (const DependencyGroup& units : architecture_.dependency_groups(0)) {
+      double cost = unit_parameters(units, architecture_.operators(0));
+      if (tokens > 0) {
+        const auto length = static_cast<double>(tokens);
+        cost *= length;
+        // Scores and context of each query head (Kwon et al. count them without the causal mask).
+        if (units.kind == UnitKind::kAttention) {
+          cost += 2.0 * length * length *
+                  static_cast<double>(widths.heads / widths.kv_heads * architecture_.head_dim);
+        }
+      }
+      (units.kind == UnitKind::kAttention ? costs.attention : costs.channel) = cost;
+    }
+    return costs;
+  }
+
+  static double total(const std::vector<RankedGroup>& groups, const sparse::UnitCosts& costs) {
+    double sum = 0;
+    for (const RankedGroup& group : groups) {
+      sum += static_cast<double>(group.units.units) *
+             (group.units.kind == UnitKind::kAttention ? costs.attention : costs.channel);
+    }
+    return sum;
+  }
+
+ private:
+  static std::map<int64_t, size_t> rows_of(const std::vector<RankedGroup>& groups) {
+    std::map<int64_t, size_t> rows;
+    for (const RankedGroup& group : groups) rows.emplace(group.block, rows.size());
+    return rows;
+  }
+
+  std::vector<RankedGroup> groups_of(const std::vector<OperatorPlan>& operators,
+                                     const OperatorSettings& settings) const {
+    std::vector<RankedGroup> groups;
+    const auto per_block = operators.size() / static_cast<size_t>(architecture_.layers);
+    for (int64_t block = 0; block < architecture_.layers; ++block) {
+      const size_t first = static_cast<size_t>(block) * per_block;
+      for (DependencyGroup& units : architecture_.dependency_groups(block)) {
+        std::vector<std::string> given, missing;
+        for (const model::UnitSlice& slice : units.slices)
+          (settings[first + slice.op] ? given : missing).push_back(operators[first + slice.op].name);
+        if (given.empty() || is_protected(block)) continue;
+        if (!missing.empty()) {
+          throw InvalidArgument(
+              method_,
+              fmt::format("{} units have a part in each of their operators, which must be given together "
+                          "or not at all; '{}' is given and '{}' is not",
+                          units.name, given.front(), missing.front()));
+        }
+        const size_t closing = first + units.closing().op;
+        groups.push_back({block, std::move(units), closing, {}});
+      }
+    }
+    return groups;
+  }
+
+  std::string describe(const std::vector<RankedGroup>& groups, const std::vector<int64_t>& counts) const {
+    std::string text;
+    double kept = 0, all = 0;
+    for (const UnitKind kind : {UnitKind::kAttention, UnitKind::kChannel}) {
+      int64_t least = INT64_MAX, most = 0, units = 0;
+      for (size_t g = 0; g < groups.size(); ++g) {
+        const RankedGroup& group = groups[g];
+        if (group.units.kind != kind) continue;
+        least = std::min(least, counts[g]);
+        most = std::max(most, counts[g]);
+        units = std::max(units, group.units.units);
+        const double parameters = unit_parameters(group.units, architecture_.operators(group.block));
+        kept += static_cast<double>(counts[g]) * parameters;
+        all += static_cast<double>(group.units.units) * parameters;
+      }
+      if (units == 0) continue;
+      const std::string range = least == most ? std::to_string(most) : fmt::format("{} to {}", least, most);
+      text += fmt::format("{} of {} {} a block, ", range, units,
+                          kind == UnitKind::kAttention ? "attention groups" : "channels");
+    }
+    return fmt::format("{}{:.1f} % of the weights", text, 100 * kept / all);
+  }
+
+  ShrinkOptions shrink_;
+  const model::Architecture& architecture_;
+  const char* method_;
+};
+
+/// Mean gradients of `batch` consecutive samples each, float64 `[batches, units]`.
+at::Tensor batched(const at::Tensor& gradients, int64_t batch) {
+  if (batch == 1) return gradients.to(at::kDouble);
+  std::vector<at::Tensor> means;
+  for (const at::Tensor& part : gradients.to(at::kDouble).split(batch)) means.push_back(part.mean(0));
+  return at::stack(means);
+}
+
+class FisherMaskSurvey final : public UnitSurvey {
+ public:
+  FisherMaskSurvey(const PassOptions& entry, const model::Model& model)
+      : UnitSurvey(entry, model, "fisher_mask"), options_(entry.part<FisherMaskOptions>()) {}
+
+  calib::Needs needs() const override { return {.unit_gradients = true}; }
+
+  SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
+                        PassContext& context) const override {
+    SurveyNumbers numbers;
+    if (!stats.unit_gradients.defined()) return numbers;
+    const std::string& closing = block.ops()[block.groups()[group].operators.front()].info.name;
+    if (context.settings(closing) == nullptr) return numbers;
+    const at::Tensor fisher =
+        batched(stats.unit_gradients, options_.gradient_batch).square().sum(0).contiguous();
+    numbers[closing].assign(fisher.data_ptr<double>(), fisher.data_ptr<double>() + fisher.numel());
+    return numbers;
+  }
+
+ protected:
+  std::vector<double> fuse(const std::vector<std::vector<double>>& slices) const override {
+    return slices.front();
+  }
+
+  std::vector<int64_t> choose(const std::vector<RankedGroup>& groups) const override {
+    const sparse::UnitCosts of_units = costs(options_.budget == UnitBudget::kMacs ? options_.tokens : 0);
+    const double budget = (1 - shrink().ratio) * total(groups, of_units);
+    const sparse::UnitScores scores = scores_of(groups);
+    if (!options_.uniform) return in_order(groups, sparse::search_units(scores, of_units, budget));
+    return in_order(groups, sparse::search_uniform_units(scores, of_units, budget, legal_groups()));
+  }
+
+  ChosenUnits& chosen_of(PassOptions& settings) const override {
+    return dynamic_cast<FisherMaskSettings&>(settings).get<ChosenUnits>();
+  }
+
+ private:
+  /// Numbers of key-value heads with which other software loads the model: it wants the hidden size to be a
+  /// multiple of the number of heads.
+  std::vector<int64_t> legal_groups() const {
+    const model::BlockWidths widths = architecture().block_widths(0);
+    std::vector<int64_t> legal;
+    for (int64_t groups = 1; groups <= widths.kv_heads; ++groups) {
+      if (architecture().hidden_size % (groups * (widths.heads / widths.kv_heads)) == 0)
+        legal.push_back(groups);
+    }
+    if (legal.empty()) legal.push_back(widths.kv_heads);
+    return legal;
+  }
+
+  FisherMaskOptions options_;
+};
+
+class PrunerSurvey final : public UnitSurvey {
+ public:
+  PrunerSurvey(const PassOptions& entry, const model::Model& model)
+      : UnitSurvey(entry, model, "llm_pruner"), options_(entry.part<PrunerOptions>()) {}
+
+  calib::Needs needs() const override {
+    using sparse::UnitImportance;
+    const UnitImportance i = options_.importance;
+    return {.gradient_squares = i == UnitImportance::kParamSecond || i == UnitImportance::kParamMix,
+            .gradient_products = i == UnitImportance::kParamFirst || i == UnitImportance::kParamMix ||
+                                 i == UnitImportance::kVector};
+  }
+
+  SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
+                        PassContext& context) const override {
+    SurveyNumbers numbers;
+    const std::vector<size_t>& members = block.groups()[group].operators;
+    for (const DependencyGroup& units : block.dependency_groups()) {
+      for (const model::UnitSlice& slice : units.slices) {
+        const auto member = std::find(members.begin(), members.end(), slice.op);
+        const model::LinearOp& op = block.ops()[slice.op];
+        if (member == members.end() || context.settings(op.info.name) == nullptr) continue;
+        const auto k = static_cast<size_t>(member - members.begin());
+        sparse::SliceGradients gradients;
+        if (!stats.gradient_products.empty()) gradients.products = stats.gradient_products[k];
+        if (!stats.gradient_squares.empty()) gradients.squares = stats.gradient_squares[k];
+        numbers[op.info.name] = sparse::slice_importance(op.weight->dense(), gradients, slice.rows,
+                                                         slice.per_unit, options_.importance);
+      }
+    }
+    return numbers;
+  }
+
+ protected:
+  std::vector<double> fuse(const std::vector<std::vector<double>>& slices) const override {
+    return sparse::grouped_importance(slices, options_.grouping);
+  }
+
+  std::vector<int64_t> choose(const std::vector<RankedGroup>& groups) const override {
+    const sparse::UnitCosts of_units = costs(0);
+    if (options_.selection == UnitSelection::kGlobal) {
+      const double budget = (1 - shrink().ratio) * total(groups, of_units);
+      return in_order(groups, sparse::threshold_units(scores_of(groups), of_units, budget));
+    }
+    std::vector<int64_t> counts;
+    for (const RankedGroup& group : groups) {
+      const int64_t units = group.units.units;
+      const int64_t step = group.units.kind == UnitKind::kChannel ? shrink().channel_step : 1;
+      const auto kept = static_cast<int64_t>(std::floor(static_cast<double>(units) * (1 - shrink().ratio)));
+      counts.push_back(kept == units ? units : std::clamp(kept / step * step, std::min(step, units), units));
+    }
+    return counts;
+  }
+
+  ChosenUnits& chosen_of(PassOptions& settings) const override {
+    return dynamic_cast<PrunerSettings&>(settings).get<ChosenUnits>();
+  }
+
+  bool is_protected(int64_t block) const override {
+    return block < options_.protect_first || block >= architecture().layers - options_.protect_last;
+  }
+
+ private:
+  PrunerOptions options_;
+};
+
+/// The closing operator on the inputs that are left.
+struct Narrowed {
+  at::Tensor weight;
+  OperatorRow row;
+};
+
+Narrowed narrowed(const at::Tensor& weight, const std::vector<int64_t>& kept, int64_t per_unit,
+                  const calib::InputStats& stats, const ShrinkOptions& options, PassContext& context) {
+  std::vector<int64_t> columns;
+  for (const int64_t unit : kept) {
+    for (int64_t i = 0; i < per_unit; ++i) columns.push_back(unit * per_unit + i);
+  }
+  Narrowed result;
+  result.weight = weight.index_select(1, at::tensor(columns, at::kLong));
+  if (options.compensate == Compensation::kNone) return result;
+  const at::Tensor& moment = stats.second_moment;
+  if (options.compensate == Compensation::kRefit) {
+    auto fitted = sparse::refit_columns(weight, moment, columns, options.damping, &context.pool);
+    result.row.damping = fitted.damping;
+    if (fitted.failed) {
+      if (context.strict)
+        throw NumericalError("refit", "the damped second moment must have a factor that lowers the loss");
+      result.row.fell_back = true;
+      result.row.fallback = "columns as they were: their least squares could not be had";
+    }
+    result.weight = fitted.weight;
+  } else {
+    const at::Tensor products = sparse::unit_products(weight, moment, per_unit, &context.pool);
+    const at::Tensor units = at::tensor(kept, at::kLong);
+    const at::Tensor rows = products.index_select(0, units);
+    // In units of the mean, so that the damping does not depend on the scale of the activations.
+    const double scale = products.diagonal().mean().item<double>();
+    if (scale > 0) {
+      const at::Tensor r =
+          sparse::tune_scales(rows.index_select(1, units) / scale, rows.sum(1) / scale, options.damping);
+      result.weight = result.weight * r.repeat_interleave(per_unit);
+    }
+  }
+  result.row.loss = sparse::narrowed_loss(weight, result.weight, moment, columns, &context.pool);
+  const double energy = activation_energy(weight, moment, &context.pool);
+  if (energy > 0) result.row.activation_error = std::sqrt(std::max(0.0, *result.row.loss) / energy);
+  return result;
+}
+
+class UnitPass final : public Pass {
+ public:
+  UnitPass(std::string method, const PassOptions& entry, bool rearrange, int64_t gradient_batch)
+      : method_(std::move(method)),
+        reads_inputs_(entry.part<ShrinkOptions>().compensate != Compensation::kNone),
+        rearrange_(rearrange),
+        gradient_batch_(gradient_batch) {}
+
+  std::string name() const override { return method_; }
+  calib::Needs needs() const override {
+    return {.second_moment = reads_inputs_, .unit_gradients = rearrange_};
+  }
+  bool sequential() const override { return true; }
+
+  void compress(model::Block& block, size_t group, const calib::InputStats& stats,
+                PassContext& context) const override {
+    for (const DependencyGroup& units : block.dependency_groups()) {
+      if (units.input_group != group) continue;
+      const PassOptions* settings = context.settings(block.ops()[units.closing().op].info.name);
+      if (settings == nullptr) continue;
+      std::vector<int64_t> kept = settings->part<ChosenUnits>().kept;
+      // Protected blocks, and those that keep all of them.
+      if (kept.empty() || static_cast<int64_t>(kept.size()) == units.units) continue;
+      if (rearrange_) {
+        const at::Tensor gradients = batched(stats.unit_gradients, gradient_batch_);
+        kept = complement(sparse::rearrange_units(gradients, complement(kept, units.units)), units.units);
+      }
+      shrink(block, units, kept, settings->part<ShrinkOptions>(), stats, context);
+    }
+  }
+
+ private:
+  void shrink(model::Block& block, const DependencyGroup& units, const std::vector<int64_t>& kept,
+              const ShrinkOptions& options, const calib::InputStats& stats, PassContext& context) const {
+    const Stopwatch watch;
+    const std::vector<model::LinearOp> before = block.ops();
+    const model::UnitSlice& closing = units.closing();
+    Narrowed fitted =
+        narrowed(before[closing.op].weight->dense(), kept, closing.per_unit, stats, options, context);
+    if (!at::isfinite(fitted.weight).all().item<bool>()) {
+      throw NumericalError(method_, fmt::format("the new weight of '{}' must be finite; it is not",
+                                                before[closing.op].info.name));
+    }
+    block.keep_units(units, kept);
+    for (const model::UnitSlice& slice : units.slices) {
+      const bool is_closing = slice.op == closing.op;
+      const at::Tensor matrix = is_closing ? fitted.weight : block.ops()[slice.op].weight->dense();
+      block.replace(slice.op,
+                    sparse::replaced_matrix(*before[slice.op].weight, matrix.to(context.model_dtype)));
+      context.rows.push_back(row_of(before[slice.op], block, slice,
+                                    is_closing ? std::move(fitted.row) : OperatorRow(), context));
+      context.rows.back().tokens = stats.tokens;
+    }
+    context.rows.back().seconds = watch.seconds();
+  }
+
+  OperatorRow row_of(const model::LinearOp& before, const model::Block& block, const model::UnitSlice& slice,
+                     OperatorRow row, const PassContext& context) const {
+    const model::LinearOp& after = block.ops()[slice.op];
+    row.name = before.info.name;
+    row.kind = before.info.kind;
+    row.block = block.index();
+    row.method = method_;
+    row.scheme = fmt::format("{} of {} {}", slice.rows ? after.info.out_features : after.info.in_features,
+                             slice.rows ? before.info.out_features : before.info.in_features,
+                             slice.rows ? "outputs" : "inputs");
+    row.out_features = before.info.out_features;
+    row.in_features = before.info.in_features;
+    row.bytes_before = stored_bytes(before, context.model_dtype);
+    row.bytes_after = after.weight->bytes();
+    row.bits_per_weight =
+        8.0 * static_cast<double>(row.bytes_after) / static_cast<double>(row.out_features * row.in_features);
+    return row;
+  }
+
+  std::string method_;
+  bool reads_inputs_;
+  bool rearrange_;
+  int64_t gradient_batch_;
+};
+
+PlannedWeight plan_units(const PassOptions& options, const PlannedOperator& op) {
+  const double kept = 1 - options.part<ShrinkOptions>().ratio;
+  const auto weights = static_cast<double>(op.out_features * op.in_features);
+  return {
+      .scheme = fmt::format("narrower, about {:.0f} %", 100 * kept),
+      .bytes_after = static_cast<int64_t>(kept * weights) * static_cast<int64_t>(c10::elementSize(op.dtype)),
+      .kept = kept};
+}
+
+Effect shrink_effect(const PassOptions& options, bool reads_gradients) {
+  return {.quantizes = false,
+          .reads_gradients = reads_gradients,
+          .keeps_zeros = options.part<ShrinkOptions>().compensate != Compensation::kRefit};
+}
+
+}  // namespace
+
+MethodInfo fisher_mask_method() {
+  MethodInfo info;
+  info.name = "fisher_mask";
+  info.summary = "deletes attention heads and channels by the Fisher information of masks (Kwon et al. 2022)";
+  info.needs_calibration = true;
+  info.default_options = [] { return std::make_unique<FisherMaskSettings>(); };
+  info.plan_weight = plan_units;
+  info.make_passes = [](const PassOptions& options) {
+    const auto& own = options.part<FisherMaskOptions>();
+    return chain_of(std::make_unique<UnitPass>("fisher_mask", options, own.rearrange, own.gradient_batch));
+  };
+  info.effect = [](const PassOptions& options) { return shrink_effect(options, true); };
+  info.pass_settings = {"ratio",   "channel_step",   "budget",   "tokens",
+                        "uniform", "gradient_batch", "rearrange"};
+  info.make_survey = [](const PassOptions& options, const model::Model& model) {
+    return std::make_unique<FisherMaskSurvey>(options, model);
+  };
+  return info;
+}
+
+MethodInfo llm_pruner_method() {
+  MethodInfo info;
+  info.name = "llm_pruner";
+  info.summary =
+      "deletes attention heads and channels by Taylor importance of their weights (Ma et al. 2023)";
+  info.needs_calibration = false;
+  info.default_options = [] { return std::make_unique<PrunerSettings>(); };
+  info.plan_weight = plan_units;
+  info.make_passes = [](const PassOptions& options) {
+    return chain_of(std::make_unique<UnitPass>("llm_pruner", options, false, 1));
+  };
+  info.effect = [](const PassOptions& options) {
+    const auto importance = options.part<PrunerOptions>().importance;
+    const bool gradients =
+        importance != sparse::UnitImportance::kL1 && importance != sparse::UnitImportance::kL2;
+    return shrink_effect(options, gradients);
+  };
+  info.pass_settings = {"ratio",     "channel_step",  "importance",  "grouping",
+                        "selection", "protect_first", "protect_last"};
+  info.make_survey = [](const PassOptions& options, const model::Model& model) {
+    return std::make_unique<PrunerSurvey>(options, model);
+  };
+  return info;
+}
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,219 @@
+// Units of blocks deleted by a job: narrower files that are read back, budgets, and what may follow.
+#include <ATen/ATen.h>
+
+#include "lcomp/core/error.h"
+#include "lcomp/model/model.h"
+#include "pipeline/child_runs.h"
+#include "support/error_text.h"
+
+namespace fs = std::filesystem;
+using namespace lcomp;
+using test::Json;
+
+namespace {
+
+Json shrink(const std::string& method, const Json& more = Json::object()) {
+  Json entry = {{"method", method}};
+  entry.update(more);
+  return entry;
+}
+
+Json shrink_job(const fs::path& output, const std::string& method, const Json& more = Json::object()) {
+  return test::job_with(output, Json::array({shrink(method, more)}));
+}
+
+/// Weights of the operators of all blocks.
+double block_weights(const model::Model& model) {
+  double sum = 0;
+  for (int64_t block = 0; block < model.size(); ++block) {
+    for (const auto& op : model.architecture().operators(block))
+      sum += static_cast<double>(op.out_features * op.in_features);
+  }
+  return sum;
+}
+
+bool is_uniform(const model::Model& model) {
+  const auto& widths = model.architecture().widths;
+  return std::all_of(widths.begin(), widths.end(), [&](const auto& w) { return w == widths[0]; });
+}
+
+const std::vector<std::pair<std::string, Json>> kVariants = {
+    {"fisher_mask", Json::object()},
+    {"fisher_mask", {{"uniform", true}, {"compensate", "scales"}}},
+    {"fisher_mask", {{"budget", "macs"}, {"compensate", "none"}, {"gradient_batch", 3}}},
+    {"llm_pruner", Json::object()},
+    {"llm_pruner", {{"importance", "vector"}, {"selection", "global"}, {"grouping", "last"}}},
+    {"llm_pruner", {{"importance", "param_mix"}, {"compensate", "scales"}}},
+    {"llm_pruner", {{"importance", "l2"}, {"compensate", "none"}}}};
+
+}  // namespace
+
+TEST_CASE("units are deleted, and the narrower model is written, verified and read back",
+          "[pipeline][structured]") {
+  const test::TempDir dir;
+  const auto dense = model::Model::open(test::bundled_model());
+  for (size_t v = 0; v < kVariants.size(); ++v) {
+    const auto& [method, more] = kVariants[v];
+    CAPTURE(method, more.dump());
+    const fs::path output = dir / std::to_string(v);
+    Json settings = more;
+    settings["ratio"] = 0.3;
+    const auto report = test::run(shrink_job(output, method, settings));
+    const auto model = model::Model::open(output);
+    const double left = block_weights(model) / block_weights(dense);
+    CHECK(left <= 0.72);
+    CHECK(left > 0.4);
+    CHECK(report.totals.parameters_after == model.parameters());
+    CHECK(model.parameters() < dense.parameters());
+    CHECK(fs::file_size(output / "model.safetensors") <
+          fs::file_size(test::bundled_model() / "model.safetensors"));
+    CHECK_THAT(report.passes[0].summary, Catch::Contains("attention groups") && Catch::Contains("channels"));
+    Observer silent;
+    CHECK(pipeline::verify(output, silent).passed);
+    if (more.contains("uniform")) {
+      CHECK(is_uniform(model));
+      const Json config = test::read_json(output / "config.json");
+      CHECK_FALSE(config.contains("lcomp"));
+      CHECK(config.at("intermediate_size") == model.architecture().block_widths(0).intermediate);
+    }
+    for (const auto& row : report.operators) CHECK_FALSE(row.fell_back);
+  }
+}
+
+TEST_CASE("without compensation the deleted model is the model with its units masked",
+          "[pipeline][structured]") {
+  const test::TempDir dir;
+  test::run(shrink_job(dir / "out", "fisher_mask", {{"compensate", "none"}, {"ratio", 0.4}}));
+  const auto dense = model::Model::open(test::bundled_model());
+  const auto narrow = model::Model::open(dir / "out");
+  for (int64_t block = 0; block < dense.size(); ++block) {
+    for (const auto& op : narrow.architecture().operators(block)) {
+      // Every row that is left is a row of the original, in order.
+      if (op.kind != "up_proj" && op.kind != "q_proj") continue;
+      const at::Tensor before =
+          dense
+              .load_weight(
+                  dense.architecture().operators(block)[op.kind == "up_proj" ? 5 : 0])
+              ->dense();
+      const at::Tensor after = narrow.load_weight(op)->dense();
+      int64_t from = 0;
+      for (int64_t row = 0; row < after.size(0); ++row, ++from) {
+        while (from < before.size(0) && !before[from].equal(after[row])) ++from;
+        REQUIRE(from < before.size(0));
+      }
+    }
+  }
+}
+
+TEST_CASE("a refit loses less of the outputs than factors, these less than nothing",
+          "[pipeline][structured]") {
+  const test::TempDir dir;
+  const auto loss = [&](const std::string& compensate) {
+    Json job = shrink_job(dir / compensate, "llm_pruner", {{"compensate", compensate}, {"ratio", 0.3}});
+    job["calibration"]["samples"] = 16;
+    job["evaluate"] = {{"text", test::evaluation_text().string()}, {"window", 256}, {"max_windows", 6}};
+    return *test::run(job).evaluation.back().perplexity;
+  };
+  const double refit = loss("refit"), scales = loss("scales"), none = loss("none");
+  CHECK(refit < scales);
+  CHECK(scales < none);
+}
+
+TEST_CASE("quantization follows on the narrower operators", "[pipeline][structured]") {
+  const test::TempDir dir;
+  const Json grid = {{"bits", 4}, {"group_size", 64}};
+  for (const char* method : {"rtn", "gptq", "awq"}) {
+    CAPTURE(method);
+    const Json first = shrink("fisher_mask", {{"ratio", 0.3}, {"channel_step", 64}});
+    const auto report =
+        test::run(test::job_with(dir / method, Json::array({first, test::pass(method, grid)})));
+    const auto model = model::Model::open(dir / method);
+    CHECK(block_weights(model) < 0.71 * block_weights(model::Model::open(test::bundled_model())));
+    for (int64_t block = 0; block < model.size(); ++block) {
+      for (const auto& op : model.architecture().operators(block)) CHECK(model.group_of(op) != nullptr);
+    }
+    // And once more on what was written.
+    Json again = shrink_job(dir / (std::string(method) + " again"), "llm_pruner", {{"importance", "l1"}});
+    again["model"] = (dir / method).string();
+    CHECK_THAT(test::error_text([&] { test::run(again); }),
+               Catch::Contains("quantized") || Catch::Contains("nothing"));
+  }
+}
+
+TEST_CASE("a model of uneven blocks is pruned again", "[pipeline][structured]") {
+  const test::TempDir dir;
+  test::run(shrink_job(dir / "once", "fisher_mask", {{"ratio", 0.3}}));
+  const auto once = model::Model::open(dir / "once");
+  REQUIRE_FALSE(is_uniform(once));
+  for (const auto& [method, more] : kVariants) {
+    if (more.contains("uniform")) continue;
+    CAPTURE(method, more.dump());
+    Json job = shrink_job(dir / "twice", method, more);
+    job["model"] = (dir / "once").string();
+    test::run(job);
+    CHECK(block_weights(model::Model::open(dir / "twice")) < 0.9 * block_weights(once));
+    fs::remove_all(dir / "twice");
+  }
+}
+
+TEST_CASE("protected blocks keep their units", "[pipeline][structured]") {
+  const test::TempDir dir;
+  test::run(
+      shrink_job(dir / "out", "llm_pruner", {{"protect_first", 1}, {"protect_last", 2}, {"ratio", 0.5}}));
+  const auto model = model::Model::open(test::bundled_model());
+  const auto& dense = model.architecture();
+  const auto widths = model::Model::open(dir / "out").architecture().widths;
+  CHECK(widths[0] == dense.block_widths(0));
+  CHECK(widths[1].kv_heads == 1);
+  CHECK(widths[1].intermediate == dense.intermediate_size / 2);
+  CHECK(widths[2] == dense.block_widths(2));
+  CHECK(widths[3] == dense.block_widths(3));
+}
+
+TEST_CASE("the bytes of structured pruning do not depend on threads, the cache or a kill",
+          "[pipeline][structured][determinism][resume]") {
+  const test::TempDir dir;
+  for (const auto& [method, more] : {kVariants[0], kVariants[1], kVariants[5]}) {
+    CAPTURE(method, more.dump());
+    const std::string name = method + std::to_string(more.size());
+    Json job = shrink_job(dir / name, method, more);
+    test::Watcher watcher;
+    test::run(job, watcher);
+    const std::string expected = test::weights_hash(dir / name);
+    job["threads"] = 3;
+    job["calibration"]["cache"] = "disk";
+    job["output"] = (dir / (name + "-threads")).string();
+    test::run(job);
+    CHECK(test::weights_hash(dir / (name + "-threads")) == expected);
+    for (const int share : {1, 2, 3}) {
+      const fs::path killed = dir / (name + "-killed" + std::to_string(share));
+      const Json again = shrink_job(killed, method, more);
+      REQUIRE(test::run_in_child(again, watcher.signs * share / 4).killed);
+      test::run(again);
+      CHECK(test::weights_hash(killed) == expected);
+      CHECK(test::read_json(killed / "config.json") == test::read_json(dir / name / "config.json"));
+    }
+  }
+}
+
+TEST_CASE("settings of structured pruning that cannot work are refused with the reason",
+          "[pipeline][structured]") {
+  const test::TempDir dir;
+  const auto error = [&](const Json& passes) {
+    return test::error_text([&] { test::run(test::job_with(dir / "out", passes)); });
+  };
+  CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ignore", {"*k_proj"}}})})),
+             Catch::Contains("attention units have a part in each of their operators") &&
+                 Catch::Contains("'model.layers.0.self_attn.k_proj' is not"));
+  CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"ratio", 0.99}})})),
+             Catch::Contains("the budget must cover what every block keeps"));
+  CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"protect_first", 4}})})),
+             Catch::Contains("no units are left that may be deleted"));
+  CHECK_THAT(error(Json::array({test::pass("rtn"), shrink("fisher_mask")})),
+             Catch::Contains("an operator must not be changed after it is quantized"));
+  CHECK_THAT(error(Json::array({shrink("wanda"), shrink("fisher_mask")})),
+             Catch::Contains("must keep what is 0 after \"wanda\""));
+  CHECK_THAT(
+      error(Json::array({shrink("llm_pruner", {{"overrides", {{{"match", {"*"}}, {"ratio", 0.5}}}}})})),
+      Catch::Contains("must be as in the pass"));
+}
