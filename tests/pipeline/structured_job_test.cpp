@@ -91,10 +91,7 @@ TEST_CASE("without compensation the deleted model is the model with its units ma
       // Every row that is left is a row of the original, in order.
       if (op.kind != "up_proj" && op.kind != "q_proj") continue;
       const at::Tensor before =
-          dense
-              .load_weight(
-                  dense.architecture().operators(block)[op.kind == "up_proj" ? 5 : 0])
-              ->dense();
+          dense.load_weight(dense.architecture().operators(block)[op.kind == "up_proj" ? 5 : 0])->dense();
       const at::Tensor after = narrow.load_weight(op)->dense();
       int64_t from = 0;
       for (int64_t row = 0; row < after.size(0); ++row, ++from) {
@@ -105,18 +102,20 @@ TEST_CASE("without compensation the deleted model is the model with its units ma
   }
 }
 
-TEST_CASE("a refit loses less of the outputs than factors, these less than nothing",
-          "[pipeline][structured]") {
+TEST_CASE("a refit loses less of the outputs than factors", "[pipeline][structured]") {
   const test::TempDir dir;
+  // Of the first block's attention, whose inputs are the same in all three.
   const auto loss = [&](const std::string& compensate) {
-    Json job = shrink_job(dir / compensate, "llm_pruner", {{"compensate", compensate}, {"ratio", 0.3}});
-    job["calibration"]["samples"] = 16;
-    job["evaluate"] = {{"text", test::evaluation_text().string()}, {"window", 256}, {"max_windows", 6}};
-    return *test::run(job).evaluation.back().perplexity;
+    const Json more = {{"compensate", compensate}, {"ratio", 0.3}};
+    for (const auto& row : test::run(shrink_job(dir / compensate, "llm_pruner", more)).operators) {
+      if (row.kind == "o_proj") return *row.activation_error;
+    }
+    return 0.0;
   };
-  const double refit = loss("refit"), scales = loss("scales"), none = loss("none");
-  CHECK(refit < scales);
-  CHECK(scales < none);
+  const double refit = loss("refit"), scales = loss("scales");
+  CHECK(refit > 0);
+  CHECK(refit < 0.9 * scales);
+  CHECK(scales < 1);
 }
 
 TEST_CASE("quantization follows on the narrower operators", "[pipeline][structured]") {

@@ -189,3 +189,57 @@ TEST_CASE("refitted columns are the least squares of those that are left", "[spa
   CHECK(nothing.failed);
   CHECK(nothing.weight.equal(w.index_select(1, at::tensor(columns, at::kLong))));
 }
+
+TEST_CASE("importances of slices are what LLM-Pruner computes", "[sparse][structured]") {
+  Rng rng(8, "taylor");
+  const at::Tensor w = random(rng, {6, 4}), g = random(rng, {6, 4}), a = random(rng, {6, 4}).square();
+  // Sums over three samples, as the sweep makes them.
+  const SliceGradients gradients{w * g * 3, a * 3, 3};
+  const auto expected = [&](const at::Tensor& elements, bool rows, bool sign) {
+    const at::Tensor e = sign ? elements : elements.abs();
+    at::Tensor sums = rows ? e.sum(1).view({3, 2}).sum(1) : e.sum(0).view({2, 2}).sum(1);
+    return sums.abs();
+  };
+  for (const bool rows : {true, false}) {
+    for (const auto& [importance, elements] : {std::pair{UnitImportance::kParamFirst, w * g},
+                                               {UnitImportance::kParamSecond, w * w * a},
+                                               {UnitImportance::kParamMix, w * g - w * w * a / 2},
+                                               {UnitImportance::kVector, w * g},
+                                               {UnitImportance::kL1, w},
+                                               {UnitImportance::kL2, w * w}}) {
+      CAPTURE(name_of(importance), rows);
+      const auto found = slice_importance(w, gradients, rows, 2, importance);
+      const at::Tensor wanted = expected(elements, rows, importance == UnitImportance::kVector);
+      REQUIRE(found.size() == static_cast<size_t>(wanted.numel()));
+      for (size_t u = 0; u < found.size(); ++u)
+        CHECK(found[u] == Approx(wanted[static_cast<int64_t>(u)].item<double>()));
+    }
+    // The triangle inequality.
+    const auto vector = slice_importance(w, gradients, rows, 2, UnitImportance::kVector);
+    const auto elements = slice_importance(w, gradients, rows, 2, UnitImportance::kParamFirst);
+    for (size_t u = 0; u < vector.size(); ++u) CHECK(vector[u] <= elements[u] * (1 + 1e-12));
+  }
+  CHECK(test::error_text([&] { slice_importance(w, {}, true, 2, UnitImportance::kVector); }) ==
+        "[slice_importance] the importance vector must have gradients; there are none");
+}
+
+TEST_CASE("importances of a unit's operators become one", "[sparse][structured]") {
+  const std::vector<std::vector<double>> slices = {{1, 5}, {2, 4}, {6, 3}};
+  const auto grouped = [&](UnitGrouping grouping) { return grouped_importance(slices, grouping); };
+  CHECK(grouped(UnitGrouping::kSum) == std::vector<double>{9, 12});
+  CHECK(grouped(UnitGrouping::kMean) == std::vector<double>{3, 4});
+  CHECK(grouped(UnitGrouping::kMax) == std::vector<double>{6, 5});
+  CHECK(grouped(UnitGrouping::kProd) == std::vector<double>{12, 60});
+  CHECK(grouped(UnitGrouping::kFirst) == std::vector<double>{1, 5});
+  CHECK(grouped(UnitGrouping::kLast) == std::vector<double>{6, 3});
+}
+
+TEST_CASE("a threshold removes the least important units of all blocks", "[sparse][structured]") {
+  const UnitScores scores{{{5, 1}, {9, 8}}, {{4, 3, 2, 1}, {7, 6, 0.5, 0.25}}};
+  const UnitCosts costs{.attention = 4, .channel = 1, .channel_step = 2};
+  // In all 24; without the chunk of mean 0.375 (2 units) 22, without the unit of 1 (4) 18.
+  CHECK(threshold_units(scores, costs, 24) == UnitCounts{{2, 2}, {4, 4}});
+  CHECK(threshold_units(scores, costs, 23) == UnitCounts{{2, 2}, {4, 2}});
+  CHECK(threshold_units(scores, costs, 21) == UnitCounts{{1, 2}, {4, 2}});
+  CHECK(threshold_units(scores, costs, 17) == UnitCounts{{1, 2}, {2, 2}});
+}
