@@ -40,6 +40,7 @@ Command plan_command();
 Command inspect_command();
 Command eval_command();
 Command verify_command();
+Command export_command();
 Command list_command();
 Command schema_command();
 

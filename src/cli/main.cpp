@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
                               inspect_command(),
                               eval_command(),
                               verify_command(),
+                              export_command(),
                               list_command(),
                               schema_command(),
                           });

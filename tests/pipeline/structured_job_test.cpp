@@ -3,8 +3,10 @@
 
 #include "lcomp/core/error.h"
 #include "lcomp/model/model.h"
+#include "lcomp/pipeline/export.h"
 #include "pipeline/child_runs.h"
 #include "support/error_text.h"
+#include "support/tiny_llama.h"
 
 namespace fs = std::filesystem;
 using namespace lcomp;
@@ -215,4 +217,29 @@ TEST_CASE("settings of structured pruning that cannot work are refused with the 
   CHECK_THAT(
       error(Json::array({shrink("llm_pruner", {{"overrides", {{{"match", {"*"}}, {"ratio", 0.5}}}}})})),
       Catch::Contains("must be as in the pass"));
+}
+
+TEST_CASE("an export is dense, padded to one width, and computes the same",
+          "[pipeline][structured][export]") {
+  const test::TempDir dir;
+  Observer silent;
+  test::run(test::job_with(dir / "uneven", Json::array({shrink("fisher_mask", {{"ratio", 0.3}}),
+                                                        test::pass("rtn", {{"group_size", 8}})})));
+  CHECK_THAT(test::error_text([&] { pipeline::export_model(dir / "uneven", dir / "out", {}, silent); }),
+             Catch::Contains("the blocks must have one width, or be padded to one (--pad-widths)"));
+  CHECK_FALSE(fs::exists(dir / "out"));
+  const auto result = pipeline::export_model(dir / "uneven", dir / "out", {.pad_widths = true}, silent);
+  const auto uneven = model::Model::open(dir / "uneven"), even = model::Model::open(dir / "out");
+  CHECK(result.operators == 28);
+  CHECK(result.decoded == 28);
+  CHECK(result.padded > 0);
+  CHECK(is_uniform(even));
+  CHECK(even.architecture().widths[0] == uneven.architecture().widest());
+  const Json config = test::read_json(dir / "out" / "config.json");
+  CHECK_FALSE(config.contains("lcomp"));
+  CHECK_FALSE(config.contains("quantization_config"));
+  CHECK(pipeline::verify(dir / "out", silent).passed);
+  const std::vector<int64_t> ids = {5, 17, 300, 2, 44};
+  const at::Tensor wanted = test::logits_of(uneven, ids), found = test::logits_of(even, ids);
+  CHECK((wanted - found).abs().max().item<double>() < 2e-2 * wanted.abs().max().item<double>());
 }
