@@ -31,9 +31,11 @@ model::Block constant_block(const Architecture& architecture) {
   return {architecture, 0, std::move(ops), std::move(norms)};
 }
 
-/// Median seconds of groups [first, first + 2) of a block, the halves of which are groups 0, 1 and 2, 3.
-double seconds_of_half(const Architecture& architecture, size_t first, int64_t tokens, ThreadPool* pool,
-                       const TimingOptions& options) {
+/// Median seconds of groups [first, first + 2) of block 0, the halves of which are groups 0, 1 and 2, 3, at
+/// other widths.
+double seconds_of_half(Architecture architecture, const model::BlockWidths& widths, size_t first,
+                       int64_t tokens, ThreadPool* pool, const TimingOptions& options) {
+  architecture.widths.at(0) = widths;
   model::Block block = constant_block(architecture);
   for (const size_t g : {first, first + 1}) block.prepare(g, linalg::Precision::kF32);
   const auto threads = static_cast<size_t>(pool == nullptr ? 1 : pool->size());
@@ -68,19 +70,14 @@ LatencyTable latency_table(const Architecture& architecture, int64_t tokens, int
   }
   LatencyTable table{{0}, {0}, {0}};
   for (int64_t groups = 1; groups <= architecture.kv_heads; ++groups) {
-    Architecture narrow = architecture;
-    narrow.heads = architecture.heads / architecture.kv_heads * groups;
-    narrow.kv_heads = groups;
-    narrow.intermediate_size = 1;
-    table.attention.push_back(seconds_of_half(narrow, 0, tokens, pool, options));
+    const model::BlockWidths widths{architecture.heads / architecture.kv_heads * groups, groups, 1};
+    table.attention.push_back(seconds_of_half(architecture, widths, 0, tokens, pool, options));
   }
   for (int64_t step = 1; step <= steps; ++step) {
-    Architecture narrow = architecture;
-    narrow.heads = narrow.kv_heads = 1;
-    narrow.intermediate_size = std::llround(static_cast<double>(architecture.intermediate_size) *
-                                            static_cast<double>(step) / static_cast<double>(steps));
-    table.mlp_widths.push_back(narrow.intermediate_size);
-    table.mlp.push_back(seconds_of_half(narrow, 2, tokens, pool, options));
+    const int64_t width = std::llround(static_cast<double>(architecture.intermediate_size) *
+                                       static_cast<double>(step) / static_cast<double>(steps));
+    table.mlp_widths.push_back(width);
+    table.mlp.push_back(seconds_of_half(architecture, {1, 1, width}, 2, tokens, pool, options));
   }
   return table;
 }
