@@ -22,6 +22,8 @@
 #include "lcomp/core/weight.h"
 #include "lcomp/core/weight_error.h"
 #include "lcomp/eval/evaluate.h"
+#include "lcomp/eval/latency.h"
+#include "lcomp/eval/timing.h"
 #include "lcomp/io/checkpoint.h"
 #include "lcomp/io/checkpoint_writer.h"
 #include "lcomp/io/files.h"

@@ -2,182 +2,351 @@
 
 #include <ATen/ATen.h>
 
-#include <bit>
-#include <vector>
+#include <algorithm>
+#include <array>
 
 #include "lcomp/core/checked.h"
-#include "quant/codebook_kernels.h"
+#include "sparse/kernels.h"
 #include "sparse/tiles.h"
 
 namespace lcomp::sparse {
 namespace {
 
-/// Decodes row after row into a buffer that stays in the cache and multiplies it with all tokens.
-template <class DecodeRow>
-void by_rows(const SparseTensors& stored, const float* x, int64_t tokens, float* y, DecodeRow decode_row) {
-  std::vector<float> row(static_cast<size_t>(stored.in));
-  for (int64_t r = 0; r < stored.out; ++r) {
-    std::fill(row.begin(), row.end(), 0.0F);
-    decode_row(r, row.data());
-    for (int64_t t = 0; t < tokens; ++t)
-      y[t * stored.out + r] = quant::kernels::dot(row.data(), x + t * stored.in, stored.in);
-  }
+using kernels::kColumnPad;
+using kernels::kPanelTokens;
+
+constexpr int64_t kPieceRows = 64;
+/// With more of the elements than this a row is cheaper as a dense one than as a list (measured, benchmarks).
+constexpr double kListDensity = 0.35;
+
+int64_t padded_columns(int64_t in) {
+  return ceil_div(in, kColumnPad) * kColumnPad;
 }
 
-/// 16 bits of bfloat16 or float16 as float32.
-float widen(uint16_t bits, bool bfloat16) {
-  if (bfloat16) return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
+kernels::Element element_of(const SparseTensors& stored) {
+  const at::ScalarType type = stored.parts.at("_values").scalar_type();
+  return type == at::kFloat      ? kernels::Element::kFloat
+         : type == at::kBFloat16 ? kernels::Element::kBfloat16
+                                 : kernels::Element::kHalf;
 }
 
-/// A value of the stored type as float32.
-class Values {
- public:
-  explicit Values(const at::Tensor& values) : type_(values.scalar_type()), data_(values.data_ptr()) {}
+/// Some tokens of the input as the kernels read them, and where their outputs go.
+struct Batch {
+  const float* x = nullptr;  ///< [tokens, stride]
+  int64_t stride = 0;
+  int64_t tokens = 0;
+  at::Tensor panel;  ///< [in, width], undefined where rows of x are read
+  int64_t width = 0;
+  float* y = nullptr;  ///< [tokens, out]
+  int64_t out = 0;
 
-  float operator[](int64_t i) const {
-    if (type_ == at::kFloat) return static_cast<const float*>(data_)[i];
-    return widen(static_cast<const uint16_t*>(data_)[i], type_ == at::kBFloat16);
+  const float* columns() const { return panel.data_ptr<float>(); }
+  /// Puts rows [first, first + rows) of the transpose [rows, width] in place.
+  void take(const float* transposed, int64_t first, int64_t rows) const {
+    kernels::transpose(transposed, rows, tokens, width, y + first, out);
   }
-
- private:
-  at::ScalarType type_;
-  const void* data_;
 };
 
-void bitmask_product(const SparseTensors& stored, const float* x, int64_t tokens, float* y) {
-  const Values values(stored.parts.at("_values"));
-  const auto* mask = stored.parts.at("_bitmask").data_ptr<uint8_t>();
-  const auto* offsets = stored.parts.at("_row_offsets").data_ptr<int64_t>();
-  const int64_t width = ceil_div(stored.in, 8);
-  by_rows(stored, x, tokens, y, [&](int64_t r, float* row) {
-    int64_t next = offsets[r];
-    for (int64_t b = 0; b < width; ++b) {
-      for (auto bits = static_cast<uint32_t>(mask[r * width + b]); bits != 0; bits &= bits - 1)
-        row[8 * b + std::countr_zero(bits)] = values[next++];
-    }
-  });
+at::Tensor panel_of(const float* x, int64_t tokens, int64_t in, int64_t stride, int64_t width) {
+  at::Tensor panel =
+      tokens == width ? at::empty({in, width}, at::kFloat) : at::zeros({in, width}, at::kFloat);
+  kernels::transpose(x, tokens, in, stride, panel.data_ptr<float>(), width);
+  return panel;
 }
 
-void csr_product(const SparseTensors& stored, const float* x, int64_t tokens, float* y) {
-  const Values values(stored.parts.at("_values"));
-  const auto* columns = stored.parts.at("_columns").data_ptr<int32_t>();
-  const auto* offsets = stored.parts.at("_row_offsets").data_ptr<int32_t>();
-  for (int64_t r = 0; r < stored.out; ++r) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      const float* one = x + t * stored.in;
-      float sum = 0;
-      for (int32_t e = offsets[r]; e < offsets[r + 1]; ++e) sum += values[e] * one[columns[e]];
-      y[t * stored.out + r] = sum;
-    }
+/// 64-byte aligned memory of a piece.
+at::Tensor buffer(int64_t floats) {
+  return at::empty({floats}, at::kFloat);
+}
+
+/// A format's products: `dots` for few tokens, from rows of x; `panels` for more, from a panel.
+struct Rows {
+  const SparseTensors& stored;
+  ThreadPool* pool;
+
+  template <class Piece>
+  void for_pieces(int64_t rows_of_piece, const Piece& piece) const {
+    parallel_for(pool, ceil_div(stored.out, rows_of_piece), [&](int64_t i, int) {
+      const int64_t first = i * rows_of_piece;
+      piece(first, std::min(first + rows_of_piece, stored.out));
+    });
   }
-}
+  template <class T>
+  const T* part(const char* suffix) const {
+    return static_cast<const T*>(stored.parts.at(suffix).data_ptr());
+  }
 
-void two_of_four_product(const SparseTensors& stored, const float* x, int64_t tokens, float* y) {
-  const at::Tensor& tensor = stored.parts.at("_values");
-  const Values values(tensor);
-  const auto* positions = stored.parts.at("_positions").data_ptr<int16_t>();
-  const int64_t words = stored.parts.at("_positions").size(1), half = stored.in / 2;
-  by_rows(stored, x, tokens, y, [&](int64_t r, float* row) {
-    for (int64_t q = 0; q < stored.in / 4; ++q) {
-      const int nibble = static_cast<uint16_t>(positions[r * words + q / 4]) >> (4 * (q % 4));
-      row[4 * q + (nibble & 3)] = values[r * half + 2 * q];
-      row[4 * q + ((nibble >> 2) & 3)] = values[r * half + 2 * q + 1];
+  /// Tiles of kTileStep whole rows, decoded into memory that stays in the second-level cache, times a panel.
+  template <class Expand>
+  void expanded_panels(const Batch& batch, const Expand& expand) const {
+    const int64_t stride = padded_columns(stored.in);
+    for_pieces(kPieceRows, [&](int64_t first, int64_t last) {
+      const at::Tensor tile = buffer(kernels::kTileStep * stride), y = buffer(kPieceRows * batch.width);
+      for (int64_t r = first; r < last; r += kernels::kTileStep) {
+        expand(r, std::min(r + kernels::kTileStep, last), stride, tile.data_ptr<float>());
+        kernels::tile_times_panel(tile.data_ptr<float>(), kernels::kTileStep, stored.in, stride,
+                                  batch.columns(), batch.width,
+                                  y.data_ptr<float>() + (r - first) * batch.width, false);
+      }
+      batch.take(y.data_ptr<float>(), first, last - first);
+    });
+  }
+};
+
+struct BitmaskProduct : Rows {
+  static constexpr int64_t kDotTokens = 8;
+
+  kernels::BitmaskRows rows() const {
+    return {element_of(stored),
+            part<void>("_values"),
+            stored.parts.at("_values").numel(),
+            part<uint8_t>("_bitmask"),
+            part<int64_t>("_row_offsets"),
+            stored.out,
+            stored.in};
+  }
+  void dots(const Batch& batch) const {
+    for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
+      kernels::dot_bitmask(w, first, last, batch.x, batch.stride, batch.tokens, batch.y, batch.out);
+    });
+  }
+  void panels(const Batch& batch) const {
+    const kernels::BitmaskRows w = rows();
+    if (static_cast<double>(w.count) > kListDensity * static_cast<double>(w.out * w.in)) {
+      expanded_panels(batch, [&](int64_t first, int64_t last, int64_t stride, float* tile) {
+        kernels::expand_bitmask(w, first, last, stride, tile);
+      });
+      return;
     }
-  });
-}
+    for_pieces(kPieceRows, [&](int64_t first, int64_t last) {
+      const int64_t room = padded_columns(stored.in);
+      const at::Tensor y = buffer(kPieceRows * batch.width), values = buffer(room);
+      const at::Tensor columns = at::empty({room}, at::kInt);
+      kernels::bitmask_times_panel(w, first, last, batch.columns(), batch.width, y.data_ptr<float>(),
+                                   values.data_ptr<float>(), columns.data_ptr<int32_t>());
+      batch.take(y.data_ptr<float>(), first, last - first);
+    });
+  }
+};
 
-void blocks_product(const SparseTensors& stored, const float* x, int64_t tokens, float* y) {
-  const Values values(stored.parts.at("_values"));
-  const at::Tensor& columns = stored.parts.at("_block_columns");
-  const int64_t rows = columns.size(0), count = columns.size(1);
-  std::vector<float> row(kStoredBlockEdge);
-  std::fill(y, y + tokens * stored.out, 0.0F);
-  for (int64_t b = 0; b < rows; ++b) {
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t column = columns.data_ptr<int32_t>()[b * count + k];
-      if (column < 0) break;
-      const int64_t first = column * kStoredBlockEdge, width = std::min(kStoredBlockEdge, stored.in - first);
-      for (int64_t r = 0; r < std::min(kStoredBlockEdge, stored.out - b * kStoredBlockEdge); ++r) {
-        const int64_t from = ((b * count + k) * kStoredBlockEdge + r) * kStoredBlockEdge;
-        for (int64_t c = 0; c < width; ++c) row[static_cast<size_t>(c)] = values[from + c];
-        for (int64_t t = 0; t < tokens; ++t)
-          y[t * stored.out + b * kStoredBlockEdge + r] +=
-              quant::kernels::dot(row.data(), x + t * stored.in + first, width);
+struct CsrProduct : Rows {
+  static constexpr int64_t kDotTokens = 1;
+
+  kernels::CsrRows rows() const {
+    return {element_of(stored), part<void>("_values"), part<int32_t>("_columns"),
+            part<int32_t>("_row_offsets")};
+  }
+  void dots(const Batch& batch) const {
+    for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
+      kernels::dot_csr(w, first, last, batch.x, batch.y);
+    });
+  }
+  void panels(const Batch& batch) const {
+    for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
+      const at::Tensor y = buffer(kPieceRows * batch.width), values = buffer(stored.in);
+      kernels::csr_times_panel(w, first, last, batch.columns(), batch.width, y.data_ptr<float>(),
+                               values.data_ptr<float>());
+      batch.take(y.data_ptr<float>(), first, last - first);
+    });
+  }
+};
+
+struct TwoOfFourProduct : Rows {
+  static constexpr int64_t kDotTokens = 8;
+
+  kernels::TwoOfFourRows rows() const {
+    return {element_of(stored), part<void>("_values"), stored.out * stored.in / 2,
+            part<int16_t>("_positions"), stored.in};
+  }
+  void dots(const Batch& batch) const {
+    for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
+      kernels::dot_two_of_four(w, first, last, batch.x, batch.stride, batch.tokens, batch.y, batch.out);
+    });
+  }
+  void panels(const Batch& batch) const {
+    expanded_panels(batch, [w = rows()](int64_t first, int64_t last, int64_t stride, float* tile) {
+      kernels::expand_two_of_four(w, first, last, stride, tile);
+    });
+  }
+};
+
+/// Formats of tiles [tile_rows, 64] of stored elements: load as sparse, compute as dense (Xia et al., VLDB
+/// 2024).
+struct TileProduct : Rows {
+  static constexpr int64_t kDotTokens = 1;
+  static constexpr int64_t kColumns = 64;
+
+  /// `tile(i, room)` gives the elements of tile i of a row of tiles and its first column; `room` is memory
+  /// for it.
+  template <class Tile>
+  void row_dots(const Batch& batch, int64_t first, int64_t last, int64_t count, const Tile& tile) const {
+    const int64_t rows = last - first;
+    at::Tensor sums = at::zeros({rows, 16}, at::kFloat);
+    const at::Tensor room = buffer(kTileRows * kColumns / 2);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto [elements, column] = tile(i, room.data_ptr<float>());
+      kernels::add_tile_dots(element_of(stored), elements, rows, batch.x + column, sums.data_ptr<float>());
+    }
+    kernels::sum_lanes(sums.data_ptr<float>(), rows, batch.y + first);
+  }
+
+  template <class Tile>
+  void row_panels(const Batch& batch, int64_t first, int64_t last, int64_t tile_rows, int64_t count,
+                  const Tile& tile) const {
+    at::Tensor y = at::zeros({tile_rows, batch.width}, at::kFloat);
+    const at::Tensor room = buffer(kTileRows * kColumns / 2), dense = buffer(tile_rows * kColumns);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto [elements, column] = tile(i, room.data_ptr<float>());
+      kernels::widen(element_of(stored), elements, tile_rows * kColumns, dense.data_ptr<float>());
+      kernels::tile_times_panel(dense.data_ptr<float>(), tile_rows, std::min(kColumns, stored.in - column),
+                                kColumns, batch.columns() + column * batch.width, batch.width,
+                                y.data_ptr<float>(), true);
+    }
+    batch.take(y.data_ptr<float>(), first, last - first);
+  }
+};
+
+struct TiledCslProduct : TileProduct {
+  struct Tile {
+    const void* elements;
+    int64_t column;
+  };
+
+  /// Scatters the words of tile `index` into a dense tile.
+  Tile scatter(int64_t index, void* room) const {
+    auto* tile = static_cast<uint16_t*>(room);
+    std::fill_n(tile, kTileRows * kTileColumns, uint16_t{0});
+    const auto* words = part<int32_t>("_tile_words");
+    const auto* offsets = part<int32_t>("_tile_offsets");
+    const auto* word = words + kWordsPerVector * int64_t{offsets[index]};
+    const auto* end = words + kWordsPerVector * int64_t{offsets[index + 1]};
+    for (; word < end; word += kWordsPerVector) {
+      for (int64_t w = 0; w < kWordsPerVector; ++w) {
+        const auto bits = static_cast<uint32_t>(word[w]);
+        tile[bits >> 16] = static_cast<uint16_t>(bits);
       }
     }
+    return {tile, TileGrid(stored.out, stored.in).tile(index).column};
+  }
+  auto tiles_of(int64_t first, int64_t count) const {
+    return
+        [this, begin = first / kTileRows * count](int64_t i, void* room) { return scatter(begin + i, room); };
+  }
+
+  void dots(const Batch& batch) const {
+    const int64_t count = ceil_div(stored.in, kTileColumns);
+    for_pieces(kTileRows, [&](int64_t first, int64_t last) {
+      row_dots(batch, first, last, count, tiles_of(first, count));
+    });
+  }
+  void panels(const Batch& batch) const {
+    const int64_t count = ceil_div(stored.in, kTileColumns);
+    for_pieces(kTileRows, [&](int64_t first, int64_t last) {
+      row_panels(batch, first, last, kTileRows, count, tiles_of(first, count));
+    });
+  }
+};
+
+struct BlockedEllProduct : TileProduct {
+  struct Blocks {
+    const char* values;
+    const int32_t* columns;
+    int64_t count = 0;
+    int64_t bytes;
+
+    std::pair<const void*, int64_t> operator()(int64_t i, void*) const {
+      return {values + i * bytes, columns[i] * kStoredBlockEdge};
+    }
+  };
+
+  Blocks blocks_of(int64_t first) const {
+    const at::Tensor& values = stored.parts.at("_values");
+    const int64_t most = values.size(1), row = first / kStoredBlockEdge;
+    const auto bytes = static_cast<int64_t>(values.element_size()) * kStoredBlockEdge * kStoredBlockEdge;
+    Blocks blocks{part<char>("_values") + row * most * bytes, part<int32_t>("_block_columns") + row * most, 0,
+                  bytes};
+    while (blocks.count < most && blocks.columns[blocks.count] >= 0) ++blocks.count;
+    return blocks;
+  }
+
+  void dots(const Batch& batch) const {
+    for_pieces(kStoredBlockEdge, [&](int64_t first, int64_t last) {
+      const Blocks blocks = blocks_of(first);
+      row_dots(batch, first, last, blocks.count, blocks);
+    });
+  }
+  void panels(const Batch& batch) const {
+    for_pieces(kStoredBlockEdge, [&](int64_t first, int64_t last) {
+      const Blocks blocks = blocks_of(first);
+      row_panels(batch, first, last, kStoredBlockEdge, blocks.count, blocks);
+    });
+  }
+};
+
+/// Up to kPanelTokens tokens at a time.
+template <class Product>
+void multiply(const Product& product, const at::Tensor& x, at::Tensor& y) {
+  const int64_t tokens = x.size(0), in = product.stored.in, out = product.stored.out;
+  for (int64_t begin = 0; begin < tokens; begin += kPanelTokens) {
+    Batch batch;
+    batch.stride = x.size(1);
+    batch.x = x.data_ptr<float>() + begin * batch.stride;
+    batch.tokens = std::min(kPanelTokens, tokens - begin);
+    batch.y = y.data_ptr<float>() + begin * out;
+    batch.out = out;
+    if (batch.tokens <= Product::kDotTokens) {
+      product.dots(batch);
+      continue;
+    }
+    batch.width = 8;
+    while (batch.width < batch.tokens) batch.width *= 2;
+    batch.panel = panel_of(batch.x, batch.tokens, in, batch.stride, batch.width);
+    product.panels(batch);
   }
 }
 
-/// Load as sparse, compute as dense: a tile's words are scattered into a dense tile of float32 (32 KB), which
-/// stays in the first-level cache while all tokens pass it. For one token the words are multiplied as they
-/// come.
-void tiles_product(const SparseTensors& stored, const float* x, int64_t tokens, float* y) {
-  const bool bfloat16 = stored.parts.at("_values").scalar_type() == at::kBFloat16;
-  const TileGrid grid(stored.out, stored.in);
-  const auto* words = stored.parts.at("_tile_words").data_ptr<int32_t>();
-  const auto* offsets = stored.parts.at("_tile_offsets").data_ptr<int32_t>();
-  std::vector<float> tile_values(static_cast<size_t>(tokens > 1 ? kTileRows * kTileColumns : 0));
-  std::fill(y, y + tokens * stored.out, 0.0F);
-  for (int64_t t = 0; t < grid.count(); ++t) {
-    const Tile tile = grid.tile(t);
-    const int64_t rows = std::min(kTileRows, stored.out - tile.row);
-    const int64_t columns = std::min(kTileColumns, stored.in - tile.column);
-    const int64_t first = kWordsPerVector * offsets[t], last = kWordsPerVector * offsets[t + 1];
-    if (tokens > 1) std::fill(tile_values.begin(), tile_values.end(), 0.0F);
-    for (int64_t w = first; w < last; ++w) {
-      const auto word = static_cast<uint32_t>(words[w]);
-      const int64_t place = word >> 16, r = place / kTileColumns, c = place % kTileColumns;
-      if (r >= rows || c >= columns) continue;  // padding
-      const float value = widen(static_cast<uint16_t>(word), bfloat16);
-      if (tokens > 1) {
-        tile_values[static_cast<size_t>(place)] = value;
-      } else {
-        y[tile.row + r] += value * x[tile.column + c];
-      }
-    }
-    if (tokens == 1) continue;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* row = tile_values.data() + r * kTileColumns;
-      for (int64_t token = 0; token < tokens; ++token)
-        y[token * stored.out + tile.row + r] +=
-            quant::kernels::dot(row, x + token * stored.in + tile.column, columns);
-    }
-  }
+/// float32 with zeros behind the columns, up to what the kernels read.
+at::Tensor padded_input(const at::Tensor& x) {
+  const at::Tensor input = x.to(at::kFloat).contiguous();
+  const int64_t in = input.size(1), stride = padded_columns(in);
+  if (stride == in) return input;
+  at::Tensor padded = at::zeros({input.size(0), stride}, at::kFloat);
+  padded.narrow(1, 0, in).copy_(input);
+  return padded;
 }
 
 }  // namespace
 
 int64_t direct_tokens(SparseFormat format) {
-  return format == SparseFormat::kDense ? 0 : format == SparseFormat::kCsr ? 4 : 16;
+  return format == SparseFormat::kDense ? 0 : 128;
 }
 
-at::Tensor sparse_product(const SparseTensors& stored, SparseFormat format, const at::Tensor& x) {
-  const at::Tensor input = x.to(at::kFloat).contiguous();
-  const int64_t tokens = input.size(0);
-  at::Tensor out = at::empty({tokens, stored.out}, at::kFloat);
-  const float* from = input.data_ptr<float>();
-  float* to = out.data_ptr<float>();
+at::Tensor sparse_product(const SparseTensors& stored, SparseFormat format, const at::Tensor& x,
+                          ThreadPool* pool) {
+  if (format == SparseFormat::kDense)
+    return at::matmul(x.to(at::kFloat), decode(stored, format).to(at::kFloat).t());
+  const at::Tensor input = padded_input(x);
+  at::Tensor y = at::empty({input.size(0), stored.out}, at::kFloat);
   switch (format) {
     case SparseFormat::kBitmask:
-      bitmask_product(stored, from, tokens, to);
+      multiply(BitmaskProduct{{stored, pool}}, input, y);
       break;
     case SparseFormat::kCsr:
-      csr_product(stored, from, tokens, to);
+      multiply(CsrProduct{{stored, pool}}, input, y);
       break;
     case SparseFormat::kTwoOfFour:
-      two_of_four_product(stored, from, tokens, to);
+      multiply(TwoOfFourProduct{{stored, pool}}, input, y);
       break;
     case SparseFormat::kBlockedEll:
-      blocks_product(stored, from, tokens, to);
+      multiply(BlockedEllProduct{{{stored, pool}}}, input, y);
       break;
     case SparseFormat::kTiledCsl:
-      tiles_product(stored, from, tokens, to);
+      multiply(TiledCslProduct{{{stored, pool}}}, input, y);
       break;
     case SparseFormat::kDense:
-      return at::matmul(input, decode(stored, format).to(at::kFloat).t());
+      break;
   }
-  return out;
+  return y;
 }
 
 }  // namespace lcomp::sparse

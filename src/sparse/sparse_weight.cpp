@@ -28,9 +28,9 @@ at::Tensor SparseWeight::dense() const {
   return decode(stored_, format_).to(at::kFloat);
 }
 
-at::Tensor SparseWeight::apply(const at::Tensor& x) const {
+at::Tensor SparseWeight::apply(const at::Tensor& x, ThreadPool* pool) const {
   if (format_ == SparseFormat::kDense || x.size(0) > direct_tokens(format_)) return Weight::apply(x);
-  return sparse_product(stored_, format_, x);
+  return sparse_product(stored_, format_, x, pool);
 }
 
 std::string SparseWeight::describe() const {

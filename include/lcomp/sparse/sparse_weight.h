@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "lcomp/core/threads.h"
 #include "lcomp/core/weight.h"
 #include "lcomp/sparse/formats.h"
 
@@ -24,8 +25,10 @@ class SparseWeight final : public Weight {
   int64_t out_features() const override { return stored_.out; }
   int64_t in_features() const override { return stored_.in; }
   at::Tensor dense() const override;
-  /// A few tokens are multiplied with the stored elements, more with the decoded matrix.
-  at::Tensor apply(const at::Tensor& x) const override;
+  at::Tensor apply(const at::Tensor& x) const override { return apply(x, nullptr); }
+  /// The same with the rows shared out over a pool: the same result at any number of threads. The stored
+  /// elements are multiplied as docs/sparsity.md (Speed) says; for many tokens the matrix is decoded first.
+  at::Tensor apply(const at::Tensor& x, ThreadPool* pool) const;
   int64_t bytes() const override { return stored_.bytes(); }
   std::string describe() const override;
   void save(TensorSink& sink, const std::string& name) const override;
