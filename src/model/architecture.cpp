@@ -38,7 +38,7 @@ std::vector<BlockWidths> read_widths(const io::OrderedJsonView& config, const Ar
   const int64_t shared = a.heads / a.kv_heads;
   for (size_t i = 0; i < blocks.size(); ++i) {
     widths[i] = {blocks[i].at("num_attention_heads").integer(1),
-                 blocks[i].at("num_key_value_heads").integer(1),
+                 blocks[i].at("num_key_value_heads").integer(1, whole.kv_heads),
                  blocks[i].at("intermediate_size").integer(1)};
     const BlockWidths& w = widths[i];
     if (w.heads > whole.heads || w.intermediate > whole.intermediate || w.heads != w.kv_heads * shared) {

@@ -32,12 +32,20 @@ class Export {
         from_(from),
         options_(options),
         observer_(observer),
-        after_(model_.architecture()),
+        after_(architecture_after()),
         work_(output, key()),
         writer_(work_.path()) {}
 
   ExportResult run() {
-    check();
+    if (work_.published()) {  // by an export that was killed right after
+      work_.remove();
+      const model::Model written = model::Model::open(work_.output());
+      return {.parameters = written.parameters(), .bytes = written.stored_bytes()};
+    }
+    if (!work_.discarded().empty()) observer_.note("earlier work is not continued: " + work_.discarded());
+    // The parts and the shards made of them exist at the same time for a while.
+    const auto bytes = static_cast<uint64_t>(model_.parameters()) * c10::elementSize(model_.dtype());
+    io::require_free_space(std::filesystem::absolute(work_.output()).parent_path(), 2 * bytes);
     write_outer();
     for (int64_t block = 0; block < model_.size(); ++block) {
       if (observer_.cancelled()) throw Interrupted("export", "the export was asked to stop");
@@ -52,11 +60,24 @@ class Export {
   }
 
  private:
-  std::string key() const { return io::hash_of(std::string(kVersion) + "\nexport\n" + model_.config_json()); }
+  std::string key() const {
+    return io::hash_of(fmt::format("{}\nexport {} {}\n{}\n{}", kVersion, options_.pad_widths,
+                                   options_.shard_size, std::filesystem::absolute(from_).string(),
+                                   model_.config_json()));
+  }
 
-  void check() {
-    const model::BlockWidths widest = after_.widest();
-    const bool uneven = std::any_of(after_.widths.begin(), after_.widths.end(),
+  /// One width for all blocks, or an error, before anything is made.
+  model::Architecture architecture_after() const {
+    model::Architecture after = model_.architecture();
+    for (int64_t block = 0; block < model_.size(); ++block) {
+      for (const model::OperatorInfo& op : after.operators(block)) {
+        const auto* stored = model_.group_of(op);
+        if (stored != nullptr && (stored->input_activations || stored->format == "lcomp-llm-int8"))
+          throw Unsupported(op.name, "an operator that rounds its inputs cannot be written dense");
+      }
+    }
+    model::BlockWidths widest = after.widest();
+    const bool uneven = std::any_of(after.widths.begin(), after.widths.end(),
                                     [&](const model::BlockWidths& w) { return w != widest; });
     if (uneven && !options_.pad_widths) {
       throw Unsupported(
@@ -64,7 +85,16 @@ class Export {
           "the blocks must have one width, or be padded to one (--pad-widths); they have different "
           "ones, which an ordinary checkpoint cannot say");
     }
-    std::fill(after_.widths.begin(), after_.widths.end(), widest);
+    if (options_.pad_widths) {
+      // transformers wants the hidden size to be a multiple of the number of heads.
+      const int64_t shared = widest.heads / widest.kv_heads, most = after.hidden_size / shared;
+      int64_t legal = widest.kv_heads;
+      while (legal <= most && after.hidden_size % (legal * shared) != 0) ++legal;
+      if (legal <= most) widest.kv_heads = legal;
+      widest.heads = widest.kv_heads * shared;
+    }
+    std::fill(after.widths.begin(), after.widths.end(), widest);
+    return after;
   }
 
   void write_outer() {
@@ -81,9 +111,6 @@ class Export {
     for (size_t i = 0; i < before.size(); ++i) {
       const model::OperatorInfo& op = after[i];
       const WeightPtr weight = model_.load_weight(before[i]);
-      if (weight->quantizes_input()) {
-        throw Unsupported(op.name, "an operator that rounds its inputs cannot be written dense");
-      }
       const at::Tensor dense =
           widened(widened(weight->dense().to(model_.dtype()), 0, op.out_features), 1, op.in_features);
       writer_.add(op.name + ".weight", dense);

@@ -203,7 +203,10 @@ Job read_job(const Json& document, const std::string& where, const MethodTable& 
 
 /// Makes the relative paths in a job relative to `directory`.
 void anchor_paths(Json& document, const fs::path& directory) {
-  for (const char* pointer : {"/model", "/output", "/calibration/text", "/evaluate/text"}) {
+  std::vector<std::string> pointers = {"/model", "/output", "/calibration/text", "/evaluate/text"};
+  const size_t passes = document.contains("passes") ? document["passes"].size() : 0;
+  for (size_t p = 0; p < passes; ++p) pointers.push_back(fmt::format("/passes/{}/latency_table", p));
+  for (const std::string& pointer : pointers) {
     const Json::json_pointer place(pointer);
     if (!document.contains(place) || !document[place].is_string()) continue;
     const std::string path = document[place].get<std::string>();

@@ -178,8 +178,10 @@ std::string output_config(const model::Model& source,
   const std::string quantization =
       groups.empty() ? "" : quantization_config(source.architecture(), groups).to_json();
   io::JsonEntries entries = {{"quantization_config", quantization}, {"compression_config", ""}};
-  if (widths != source.architecture().widths) {
-    const io::JsonEntries of_widths = model::width_entries(source.architecture(), widths);
+  const model::Architecture& a = source.architecture();
+  const std::vector<model::BlockWidths> usual(widths.size(), {a.heads, a.kv_heads, a.intermediate_size});
+  if (widths != usual || a.widths != usual) {
+    const io::JsonEntries of_widths = model::width_entries(a, widths);
     entries.insert(entries.end(), of_widths.begin(), of_widths.end());
   }
   return io::config_with(source.config_json(), entries, source.where() + "/config.json");

@@ -29,6 +29,7 @@ class OrderCheck {
     quantized_by_.resize(names_.size());
     transformed_by_.resize(names_.size());
     pruned_by_.resize(names_.size());
+    narrowed_by_.resize(names_.size());
   }
 
   void add_pass(size_t p, const OperatorSettings& settings) {
@@ -38,8 +39,10 @@ class OrderCheck {
     for (size_t i = 0; i < names_.size(); ++i) {
       if (!settings[i]) continue;
       refuse_quantized(i, "");
-      if (effect_of(*method_, *settings[i]).reads_gradients) refuse_transformed(i);
-      if (!effect_of(*method_, *settings[i]).keeps_zeros) refuse_pruned(i);
+      const Effect effect = effect_of(*method_, *settings[i]);
+      if (effect.reads_gradients) refuse_transformed(i);
+      if (!effect.keeps_zeros || effect.deletes_in_steps > 0) refuse_pruned(i);
+      if (effect.deletes_in_steps > 0 || effect.reads_gradients) refuse_narrowed(i);
     }
     size_t first = 0;
     for (int64_t block = 0; block < model_.size(); ++block) {
@@ -52,6 +55,7 @@ class OrderCheck {
       const Effect effect = effect_of(*method_, *settings[i]);
       if (effect.quantizes && !quantized_by_[i]) quantized_by_[i] = p;
       if (effect.prunes) pruned_by_[i] = p;
+      if (effect.deletes_in_steps > 0) narrowed_by_[i] = p;
     }
   }
 
@@ -85,6 +89,14 @@ class OrderCheck {
         "{} must keep what is 0 after \"{}\" (/passes/{}) has pruned it; \"{}\" with these settings "
         "does not",
         kind_of(names_[op]), job_.passes[*pruned_by_[op]].method, *pruned_by_[op], method_->name));
+  }
+
+  void refuse_narrowed(size_t op) {
+    if (!narrowed_by_[op]) return;
+    complain(fmt::format(
+        "what is deleted and what gradients are taken by are chosen in the model as it came; units of {} "
+        "are deleted by \"{}\" (/passes/{}) before",
+        kind_of(names_[op]), job_.passes[*narrowed_by_[op]].method, *narrowed_by_[op]));
   }
 
   /// `first`: position of the block's first operator in the list of all.
@@ -124,6 +136,7 @@ class OrderCheck {
   std::vector<std::optional<size_t>> quantized_by_;
   std::vector<std::optional<size_t>> transformed_by_;
   std::vector<std::optional<size_t>> pruned_by_;
+  std::vector<std::optional<size_t>> narrowed_by_;
   size_t pass_ = 0;
   const MethodInfo* method_ = nullptr;
   std::set<std::string> said_;

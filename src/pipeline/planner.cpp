@@ -80,12 +80,24 @@ std::string without(std::string text, const std::string& part) {
   return at == std::string::npos ? text : text.erase(at, part.size());
 }
 
+/// Of how many input columns an operator's inputs are left in multiples, when units are deleted: 0 where it
+/// keeps them all.
+int64_t input_step(const model::Architecture& architecture, const OperatorPlan& op, int64_t channel_step) {
+  const auto operators = architecture.operators(op.block);
+  for (const model::DependencyGroup& units : architecture.dependency_groups(op.block)) {
+    if (operators[units.closing().op].name != op.name) continue;
+    return units.closing().per_unit * (units.kind == model::UnitKind::kChannel ? channel_step : 1);
+  }
+  return 0;
+}
+
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
 /// pass.
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
   std::string place;  // of the first misfit
   std::string errors;
   std::vector<double> left(plan.operators.size(), 1.0);  // of each operator's weights
+  std::vector<int64_t> steps(plan.operators.size(), 0);  // of its inputs
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);
     std::set<std::string> said;
@@ -95,11 +107,24 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
       OperatorPlan& op = plan.operators[i];
       op.methods.push_back(method.name);
       try {
+        if (steps[i] > 0) {
+          try {
+            method.plan_weight(*settings, {op.name, op.out_features, steps[i], model.dtype()});
+          } catch (const InvalidArgument& misfit) {
+            throw InvalidArgument(
+                method.name,
+                fmt::format("{}; {} of its inputs, or a multiple (channel_step), are left where units "
+                            "are deleted before",
+                            misfit.what(), steps[i]));
+          }
+        }
         const PlannedWeight planned =
             method.plan_weight(*settings, {op.name, op.out_features, op.in_features, model.dtype()});
         op.scheme = planned.scheme;
         op.bytes_after = static_cast<int64_t>(static_cast<double>(planned.bytes_after) * left[i]);
         left[i] *= planned.kept;
+        const int64_t step = method.effect ? method.effect(*settings).deletes_in_steps : 0;
+        if (step > 0) steps[i] = input_step(model.architecture(), op, step);
         plan.rounds_inputs = plan.rounds_inputs || planned.rounds_input;
         if (job.write.format == WriteFormat::kDense) {
           if (planned.rounds_input) {
@@ -129,22 +154,34 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
   if (!errors.empty()) throw ConfigError(place, errors);
 }
 
+void require_text(const Job& job, const calib::Needs& needs, const std::string& method) {
+  if ((!needs.any() && !needs.gradients()) || !job.calibration.text.empty()) return;
+  throw ConfigError("job: /calibration/text",
+                    fmt::format("must name a text, which the method {} takes its statistics from with "
+                                "these settings; it is missing or empty",
+                                method));
+}
+
 /// Lets the methods that will choose settings for the whole model check what they are given to choose from,
 /// and takes up what they need to know.
-void plan_surveys(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
+calib::Needs plan_surveys(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
+  calib::Needs all;
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);
     if (!method.make_survey) continue;
-    const auto survey = method.make_survey(*job.passes[p].options, model);
-    if (!survey) continue;
-    plan.needs_samples = plan.needs_samples || survey->needs().any();
-    plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
     try {
+      const auto survey = method.make_survey(*job.passes[p].options, model);
+      if (!survey) continue;
+      plan.needs_samples = plan.needs_samples || survey->needs().any();
+      plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
+      all = all | survey->needs();
+      require_text(job, survey->needs(), method.name);
       survey->check(plan.operators, plan.settings[p]);
     } catch (const InvalidArgument& misfit) {
       throw ConfigError(fmt::format("job: /passes/{}", p), misfit.what());
     }
   }
+  return all;
 }
 
 /// Whole bytes. What is beyond any machine stays where sums of several are exact in 64 bits.
@@ -245,13 +282,13 @@ std::vector<int64_t> sample_lengths(const Job& job) {
   return calib::sequence_lengths(job.calibration.samples, job.calibration.length, job.calibration.starts);
 }
 
-/// What the gradient sweep keeps on disk: the inputs of all blocks, the state for a resume, old and new, and
-/// its results.
-uint64_t gradient_disk(const Job& job, const model::Architecture& a) {
+/// What the gradient sweep keeps on disk, with `matrices` values for each weight: the inputs of all blocks,
+/// the state for a resume, old and new, and its results.
+uint64_t gradient_disk(const Job& job, const model::Architecture& a, double matrices) {
   const std::vector<int64_t> lengths = sample_lengths(job);
   uint64_t bytes = 2 * ActivationCache::bytes_needed(lengths, a.hidden_size);
   if (job.calibration.cache != CachePlace::kMemory) bytes += calib::GradientSweep::cache_bytes(a, lengths);
-  return bytes + to_bytes(measure(a).block_parameters * 4.0 * static_cast<double>(a.layers));
+  return bytes + to_bytes(measure(a).block_parameters * 4.0 * static_cast<double>(a.layers) * matrices);
 }
 
 /// Peak of an evaluation whose hidden states stay in memory.
@@ -355,7 +392,7 @@ void place_activations(const Job& job, const model::Model& model, Plan& plan) {
 uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& plan) {
   // The parts and the shards made of them exist at the same time for a while.
   uint64_t bytes = 2 * plan.bytes_after;
-  if (plan.needs_gradients) bytes += gradient_disk(job, model.architecture());
+  if (plan.needs_gradients) bytes += gradient_disk(job, model.architecture(), plan.gradient_matrices);
   if (plan.needs_samples) {
     const std::vector<int64_t> lengths = {job.calibration.samples * job.calibration.length};
     const int64_t hidden = model.architecture().hidden_size;
@@ -384,7 +421,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   plan.settings = resolve_targets(job, "job", names, {"lm_head", "model.embed_tokens"});
   check_pass_order(job, methods, model, plan.settings);
   plan_weights(job, methods, model, plan);
-  plan_surveys(job, methods, model, plan);
+  calib::Needs gradients = plan_surveys(job, methods, model, plan);
   bool staged_needs = false;
   for (const PassSpec& pass : job.passes) {
     for (const auto& instance : methods.find(pass.method).make_passes(*pass.options)) {
@@ -392,14 +429,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       plan.observes_blocks = plan.observes_blocks || staged_needs;
       plan.needs_samples = plan.needs_samples || instance->needs().any();
       plan.needs_gradients = plan.needs_gradients || instance->needs().gradients();
+      gradients = gradients | instance->needs();
       // Methods that never do without are refused when the job is parsed; others depend on their settings.
-      const bool needs_text = instance->needs().any() || instance->needs().gradients();
-      if (needs_text && job.calibration.text.empty()) {
-        throw ConfigError("job: /calibration/text",
-                          fmt::format("must name a text, which the method {} takes its statistics from with "
-                                      "these settings; it is missing or empty",
-                                      pass.method));
-      }
+      require_text(job, instance->needs(), pass.method);
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
@@ -409,6 +441,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
     check_overrides(pass, where, methods.find(pass.method));
   }
   plan.needs_calibration = plan.needs_samples || plan.needs_gradients;
+  // Those by units are vectors.
+  plan.gradient_matrices = (gradients.gradient_squares ? 1 : 0) + (gradients.gradient_products ? 1 : 0) +
+                           (gradients.gradient_moments ? 1 : 0);
   plan.compute = resolve_compute(job.compute);
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
   plan.threads = thread_count(static_cast<int>(job.threads));

@@ -80,6 +80,9 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
   report_.totals.bytes_after = static_cast<int64_t>(plan_.bytes_after);
   for (size_t p = 0; p < job.passes.size(); ++p) {
     const MethodInfo& method = methods.find(job.passes[p].method);
+    if (method.files) {
+      for (std::string& file : method.files(*job.passes[p].options)) files_.push_back(std::move(file));
+    }
     for (auto& pass : method.make_passes(*job.passes[p].options)) passes_.push_back({p, std::move(pass)});
     if (method.make_survey) {
       if (auto survey = method.make_survey(*job.passes[p].options, model_)) surveys_[p] = std::move(survey);
@@ -115,6 +118,7 @@ std::string Run::job_key() const {
   io::Hasher hasher;
   hasher.add(std::string(kVersion) + "\n" + to_json(same) + "\n" + model_.config_json() + "\n" +
              precision_name(plan_.compute));
+  for (const std::string& file : files_) hasher.add(io::hash_of_file(file));
   if (report_.calibration) hasher.add(report_.calibration->text_hash + report_.calibration->tokenizer_hash);
   return hasher.hex();
 }
@@ -234,7 +238,7 @@ void Run::verify() {
     report_.totals.parameters_after = written.parameters();
     report_.totals.bits_per_weight =
         8.0 * static_cast<double>(written.stored_bytes()) / static_cast<double>(written.parameters());
-    count_compressed();
+    count_compressed(written);
   }
   result.passed = result.message.empty();
   result.seconds = scope.wall_seconds();
@@ -251,9 +255,14 @@ void Run::verify() {
 }
 
 /// Totals over the operators that a pass changed.
-void Run::count_compressed() {
+void Run::count_compressed(const model::Model& written) {
   double stored = 0;
   double weights = 0;
+  std::map<std::string, int64_t> sizes;
+  for (int64_t block = 0; block < written.size(); ++block) {
+    for (const model::OperatorInfo& op : written.architecture().operators(block))
+      sizes[op.name] = op.out_features * op.in_features;
+  }
   // Of operators with several rows the last one describes what is stored.
   std::map<std::string, int64_t> bytes;
   for (const OperatorRow& row : report_.operators) bytes[row.name] = row.bytes_after;
@@ -261,7 +270,7 @@ void Run::count_compressed() {
     if (op.methods.empty()) continue;
     const auto found = bytes.find(op.name);
     stored += static_cast<double>(found != bytes.end() ? found->second : op.bytes_after);
-    weights += static_cast<double>(op.out_features * op.in_features);
+    weights += static_cast<double>(sizes.at(op.name));
   }
   report_.totals.compressed_parameters = static_cast<int64_t>(weights);
   if (weights > 0) report_.totals.operator_bits_per_weight = 8.0 * stored / weights;

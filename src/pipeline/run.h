@@ -95,7 +95,7 @@ class Run {
   void read_evaluation(const io::Tokenizer& tokenizer);
   std::string job_key() const;
   void check_cancelled() const;
-  void count_compressed();
+  void count_compressed(const model::Model& written);
   void step(const std::string& phase, int64_t done, int64_t total, const std::string& detail = "");
 
   // survey.cpp
@@ -147,6 +147,7 @@ class Run {
   model::Model model_;
   Plan plan_;
   std::vector<ChainedPass> passes_;
+  std::vector<std::string> files_;                     ///< that the methods' settings name
   std::map<size_t, std::unique_ptr<Survey>> surveys_;  ///< by the entry of the job's list
   ThreadPool pool_;
   PhaseClock clock_;

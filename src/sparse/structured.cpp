@@ -9,6 +9,8 @@
 #include <optional>
 #include <set>
 
+#include "lcomp/core/allocation.h"
+#include "lcomp/core/checked.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/weight_error.h"
 #include "lcomp/linalg/cholesky.h"
@@ -53,10 +55,6 @@ std::vector<Chunk> chunks_of(const std::vector<std::vector<double>>& sorted, int
   return chunks;
 }
 
-int64_t rounded_up(int64_t count, int64_t step) {
-  return (count + step - 1) / step * step;
-}
-
 void check_scores(const UnitScores& scores, const UnitCosts& costs) {
   const bool fits = !scores.attention.empty() && scores.attention.size() == scores.channels.size() &&
                     costs.attention > 0 && costs.channel > 0 && costs.channel_step > 0;
@@ -69,6 +67,25 @@ void check_scores(const UnitScores& scores, const UnitCosts& costs) {
   throw InvalidArgument(
       "search_units",
       fmt::format("the budget must cover what every block keeps, {:.6g}; it is {:.6g}", least, budget));
+}
+
+void check_measured(const UnitScores& scores, const MeasuredCosts& costs) {
+  const auto most = [](const std::vector<std::vector<double>>& of_blocks) {
+    size_t units = 0;
+    for (const auto& of_block : of_blocks) units = std::max(units, of_block.size());
+    return units;
+  };
+  const bool fits = !scores.attention.empty() && scores.attention.size() == scores.channels.size() &&
+                    costs.attention.size() > most(scores.attention) &&
+                    costs.channels.size() > most(scores.channels) &&
+                    std::is_sorted(costs.attention.begin(), costs.attention.end()) &&
+                    std::is_sorted(costs.channels.begin(), costs.channels.end());
+  if (!fits) {
+    throw InvalidArgument(
+        "search_units",
+        "scores must be of the same blocks, at least one, and costs must not fall and reach as "
+        "far as the largest block");
+  }
 }
 
 /// What the first chunks cost: channels come in whole chunks of a known number of units.
@@ -99,7 +116,7 @@ struct Search {
 Search prepare_search(const UnitScores& scores, const UnitCosts& costs, double budget) {
   check_scores(scores, costs);
   const auto attention = sorted_scores(scores.attention), channels = sorted_scores(scores.channels);
-  const int64_t least_channels = rounded_up(costs.least_channels, costs.channel_step);
+  const int64_t least_channels = ceil_div(costs.least_channels, costs.channel_step) * costs.channel_step;
   UnitCounts counts;
   double least = 0;
   for (size_t b = 0; b < attention.size(); ++b) {
@@ -120,7 +137,7 @@ at::Tensor columns_of(const at::Tensor& matrix, const std::vector<int64_t>& colu
 /// a b, in pieces of rows of a; float64.
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, ThreadPool* pool) {
   at::Tensor out = at::empty({a.size(0), b.size(1)}, at::kDouble);
-  parallel_for(pool, (a.size(0) + kProductRows - 1) / kProductRows, [&](int64_t piece, int) {
+  parallel_for(pool, ceil_div(a.size(0), kProductRows), [&](int64_t piece, int) {
     const int64_t begin = piece * kProductRows, count = std::min(kProductRows, a.size(0) - begin);
     out.narrow(0, begin, count).copy_(at::matmul(a.narrow(0, begin, count).to(at::kDouble), b));
   });
@@ -155,14 +172,64 @@ UnitCounts search_units(const UnitScores& scores, const UnitCosts& costs, double
   return counts;
 }
 
-UnitCounts search_uniform_units(const UnitScores& scores, const UnitCosts& costs, double budget,
-                                const std::vector<int64_t>& legal) {
-  check_scores(scores, costs);
+MeasuredCosts as_measured(const UnitCosts& costs, int64_t most_attention, int64_t most_channels) {
+  MeasuredCosts out;
+  for (int64_t k = 0; k <= most_attention; ++k)
+    out.attention.push_back(static_cast<double>(k) * costs.attention);
+  for (int64_t k = 0; k <= most_channels; ++k) out.channels.push_back(static_cast<double>(k) * costs.channel);
+  return out;
+}
+
+UnitCounts search_measured_units(const UnitScores& scores, const MeasuredCosts& costs, int64_t channel_step,
+                                 double budget) {
+  const auto attention = sorted_scores(scores.attention), channels = sorted_scores(scores.channels);
+  check_measured(scores, costs);
+  if (!(budget > 0)) throw_budget(0, budget);
+  std::vector<std::vector<AllocationOption>> items;
+  std::vector<std::vector<int64_t>> counts;
+  constexpr double kParts = 1e6;  // of the budget
+  double least = 0;
+  const auto add = [&](const std::vector<double>& sorted, const std::vector<double>& cost, int64_t step) {
+    const auto units = static_cast<int64_t>(sorted.size());
+    auto& options = items.emplace_back();
+    auto& kept = counts.emplace_back();
+    for (int64_t k = std::min(step, units); k <= units; k = k == units ? k + 1 : std::min(units, k + step)) {
+      kept.push_back(k);
+      options.push_back({static_cast<int64_t>(std::ceil(cost[static_cast<size_t>(k)] / budget * kParts)),
+                         sum_of(sorted, k, units)});
+    }
+    if (units == 0) {  // nothing to choose
+      kept.push_back(0);
+      options.push_back({});
+      return;
+    }
+    least += cost[static_cast<size_t>(kept.front())];
+  };
+  for (size_t b = 0; b < attention.size(); ++b) {
+    add(attention[b], costs.attention, 1);
+    add(channels[b], costs.channels, channel_step);
+  }
+  int64_t least_parts = 0;
+  for (const auto& options : items) least_parts += options.front().cost;
+  if (!(least <= budget) || least_parts > static_cast<int64_t>(kParts)) throw_budget(least, budget);
+  const std::vector<size_t> chosen = allocate(items, static_cast<int64_t>(kParts));
+  UnitCounts result;
+  for (size_t b = 0; b < attention.size(); ++b) {
+    result.attention.push_back(counts[2 * b][chosen[2 * b]]);
+    result.channels.push_back(counts[2 * b + 1][chosen[2 * b + 1]]);
+  }
+  return result;
+}
+
+UnitCounts search_uniform_units(const UnitScores& scores, const MeasuredCosts& costs, int64_t channel_step,
+                                double budget, const std::vector<int64_t>& legal) {
+  check_measured(scores, costs);
   const auto attention = sorted_scores(scores.attention), channels = sorted_scores(scores.channels);
   const auto most = static_cast<int64_t>(channels[0].size());
   const auto blocks = static_cast<double>(channels.size());
   for (size_t b = 0; b < channels.size(); ++b) {
-    if (channels[b].size() != channels[0].size() || attention[b].size() != attention[0].size())
+    if (channels[b].size() != channels[0].size() || attention[b].size() != attention[0].size() ||
+        static_cast<int64_t>(attention[b].size()) < legal.back())
       throw InvalidArgument("search_units", "for equal numbers all blocks must have equal numbers of units");
   }
   const auto total = [](const std::vector<std::vector<double>>& sorted, int64_t count) {
@@ -170,24 +237,26 @@ UnitCounts search_uniform_units(const UnitScores& scores, const UnitCosts& costs
     for (const auto& of_block : sorted) sum += sum_of(of_block, 0, count);
     return sum;
   };
+  const int64_t fewest = std::min(most, channel_step);
   std::optional<double> best;
   std::pair<int64_t, int64_t> chosen;
-  double least = 0;
   for (const int64_t heads : legal) {
-    const auto kept = static_cast<double>(heads);
-    const double left = budget / blocks - kept * costs.attention;
-    int64_t count = std::min(most, static_cast<int64_t>(std::floor(std::max(0.0, left) / costs.channel)));
-    if (count < most) count = count / costs.channel_step * costs.channel_step;
-    const int64_t fewest = std::min(most, rounded_up(costs.least_channels, costs.channel_step));
-    const double cheapest = blocks * (kept * costs.attention + static_cast<double>(fewest) * costs.channel);
-    least = least == 0 ? cheapest : std::min(least, cheapest);
-    if (left < 0 || count < fewest) continue;
+    const double left = budget / blocks - costs.attention[static_cast<size_t>(heads)];
+    if (left < 0) continue;
+    const auto past = std::upper_bound(costs.channels.begin(), costs.channels.begin() + most + 1, left);
+    int64_t count = past - costs.channels.begin() - 1;
+    if (count < most) count = count / channel_step * channel_step;
+    if (count < fewest) continue;
     const double value = total(attention, heads) + total(channels, count);
     if (best && value <= *best) continue;
     best = value;
     chosen = {heads, count};
   }
-  if (!best) throw_budget(least, budget);
+  if (!best) {
+    throw_budget(blocks * (costs.attention[static_cast<size_t>(legal.front())] +
+                           costs.channels[static_cast<size_t>(fewest)]),
+                 budget);
+  }
   return {std::vector<int64_t>(channels.size(), chosen.first),
           std::vector<int64_t>(channels.size(), chosen.second)};
 }
@@ -228,7 +297,12 @@ std::vector<double> slice_importance(const at::Tensor& weight, const SliceGradie
   if (importance == UnitImportance::kL1) elements = w;
   if (importance == UnitImportance::kL2) elements = w.square();
   if (importance != UnitImportance::kVector) elements = elements.abs();
-  const int64_t units = w.size(rows ? 0 : 1) / per_unit;
+  const int64_t size = w.size(rows ? 0 : 1), units = size / per_unit;
+  if (units * per_unit != size) {
+    throw InvalidArgument("slice_importance",
+                          fmt::format("{} must be a multiple of per_unit = {}; there are {}",
+                                      rows ? "rows" : "columns", per_unit, size));
+  }
   at::Tensor sums = (rows ? elements.sum(1) : elements.sum(0)).reshape({units, per_unit}).sum(1).contiguous();
   if (importance == UnitImportance::kVector) sums = sums.abs();
   return {sums.data_ptr<double>(), sums.data_ptr<double>() + units};
@@ -347,6 +421,7 @@ RefittedColumns refit_columns(const at::Tensor& weight, const at::Tensor& second
   const at::Tensor rows = second_moment.index_select(0, at::tensor(columns, at::kLong));
   const auto inverse = linalg::damped_inverse(columns_of(rows, columns), damping, {}, pool);
   result.damping = inverse.damping;
+  result.rung = inverse.rung;
   result.failed = inverse.rung == linalg::Rung::kFailed;
   if (result.failed) return result;
   // W' = W_K + (W - W_K) H_:K (H_KK + d)^-1, (H_KK + d)^-1 = U^T U: what is damped is the change.

@@ -2,6 +2,8 @@
 #include <ATen/ATen.h>
 
 #include "lcomp/core/error.h"
+#include "lcomp/eval/latency.h"
+#include "lcomp/io/files.h"
 #include "lcomp/model/model.h"
 #include "lcomp/pipeline/export.h"
 #include "pipeline/child_runs.h"
@@ -63,8 +65,9 @@ TEST_CASE("units are deleted, and the narrower model is written, verified and re
     const auto report = test::run(shrink_job(output, method, settings));
     const auto model = model::Model::open(output);
     const double left = block_weights(model) / block_weights(dense);
-    CHECK(left <= 0.72);
-    CHECK(left > 0.4);
+    const bool by_budget = method == "fisher_mask" || more.contains("selection");
+    CHECK(left <= (by_budget && !more.contains("budget") ? 0.7 : 0.8));
+    CHECK(left > 0.6);
     CHECK(report.totals.parameters_after == model.parameters());
     CHECK(model.parameters() < dense.parameters());
     CHECK(fs::file_size(output / "model.safetensors") <
@@ -86,22 +89,53 @@ TEST_CASE("without compensation the deleted model is the model with its units ma
           "[pipeline][structured]") {
   const test::TempDir dir;
   test::run(shrink_job(dir / "out", "fisher_mask", {{"compensate", "none"}, {"ratio", 0.4}}));
-  const auto dense = model::Model::open(test::bundled_model());
-  const auto narrow = model::Model::open(dir / "out");
-  for (int64_t block = 0; block < dense.size(); ++block) {
-    for (const auto& op : narrow.architecture().operators(block)) {
-      // Every row that is left is a row of the original, in order.
-      if (op.kind != "up_proj" && op.kind != "q_proj") continue;
-      const at::Tensor before =
-          dense.load_weight(dense.architecture().operators(block)[op.kind == "up_proj" ? 5 : 0])->dense();
-      const at::Tensor after = narrow.load_weight(op)->dense();
-      int64_t from = 0;
-      for (int64_t row = 0; row < after.size(0); ++row, ++from) {
-        while (from < before.size(0) && !before[from].equal(after[row])) ++from;
-        REQUIRE(from < before.size(0));
+  const auto dense = model::Model::open(test::bundled_model()), narrow = model::Model::open(dir / "out");
+  const std::vector<int64_t> ids = {5, 17, 300, 2, 44, 9, 101};
+  // Which units are left is read off the rows of q_proj and up_proj.
+  const at::Tensor masked = test::logits_of(dense, ids, [&](model::Block& block) {
+    const model::Block after = narrow.load_block(block.index());
+    for (const model::DependencyGroup& units : block.dependency_groups()) {
+      const size_t op = units.slices[units.kind == model::UnitKind::kChannel ? 1 : 0].op;
+      const int64_t rows = units.slices[0].per_unit;
+      const at::Tensor before = block.ops()[op].weight->dense(), left = after.ops()[op].weight->dense();
+      int64_t next = 0;
+      for (int64_t unit = 0; unit < units.units; ++unit) {
+        const bool kept = next < left.size(0) && before[unit * rows].equal(left[next]);
+        if (kept) {
+          next += rows;
+          continue;
+        }
+        for (const model::UnitSlice& slice : units.slices) {
+          const at::Tensor weight = block.ops()[slice.op].weight->dense().clone();
+          weight.narrow(slice.rows ? 0 : 1, unit * slice.per_unit, slice.per_unit).zero_();
+          block.replace(slice.op, std::make_shared<DenseWeight>(weight));
+        }
       }
+      REQUIRE(next == left.size(0));
     }
-  }
+  });
+  const at::Tensor deleted = test::logits_of(narrow, ids);
+  CHECK((masked - deleted).abs().max().item<double>() < 1e-4 * masked.abs().max().item<double>());
+  CHECK((masked - test::logits_of(dense, ids)).abs().max().item<double>() > 0.01);
+}
+
+TEST_CASE("one kind of unit alone, and blocks alone", "[pipeline][structured]") {
+  const test::TempDir dir;
+  const auto widths = [&](const std::string& name, const std::string& method, const Json& more) {
+    test::run(shrink_job(dir / name, method, more));
+    return model::Model::open(dir / name).architecture().widths;
+  };
+  for (const auto& w : widths("mlp", "fisher_mask", {{"targets", {"mlp.*"}}, {"ratio", 0.3}}))
+    CHECK(w.kv_heads == 2);
+  for (const auto& w : widths("heads", "llm_pruner", {{"targets", {"self_attn.*"}}, {"ratio", 0.5}}))
+    CHECK(w == model::BlockWidths{3, 1, 512});
+  const auto one =
+      widths("one", "llm_pruner", {{"targets", {"layers.2.*"}}, {"ratio", 0.5}, {"selection", "global"}});
+  CHECK(one[1] == model::BlockWidths{6, 2, 512});
+  CHECK(one[2] != one[1]);
+  // A share of 0.4 has no room for one of two groups of heads.
+  for (const auto& w : widths("few", "llm_pruner", {{"ratio", 0.4}}))
+    CHECK(w == model::BlockWidths{6, 2, 304});
 }
 
 TEST_CASE("a refit loses less of the outputs than factors", "[pipeline][structured]") {
@@ -137,7 +171,8 @@ TEST_CASE("quantization follows on the narrower operators", "[pipeline][structur
     Json again = shrink_job(dir / (std::string(method) + " again"), "llm_pruner", {{"importance", "l1"}});
     again["model"] = (dir / method).string();
     CHECK_THAT(test::error_text([&] { test::run(again); }),
-               Catch::Contains("quantized") || Catch::Contains("nothing"));
+               Catch::Contains("operators whose units are deleted must be stored dense") &&
+                   Catch::Contains("is pack-quantized"));
   }
 }
 
@@ -206,8 +241,35 @@ TEST_CASE("settings of structured pruning that cannot work are refused with the 
   CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ignore", {"*k_proj"}}})})),
              Catch::Contains("attention units have a part in each of their operators") &&
                  Catch::Contains("'model.layers.0.self_attn.k_proj' is not"));
-  CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"ratio", 0.99}})})),
-             Catch::Contains("the budget must cover what every block keeps"));
+  for (const double ratio : {0.99, 1.0}) {
+    CHECK_THAT(
+        error(Json::array({shrink("fisher_mask", {{"ratio", ratio}})})),
+        Catch::Contains("ratio must leave one attention group and channel_step = 8 channels in every block"));
+    CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ratio", ratio}})})),
+               Catch::Contains("ratio must leave"));
+  }
+  CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"channel_step", 1024}})})),
+             Catch::Contains("channel_step must be at most the 512 channels of block 0; it is 1024"));
+  CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ratio", 0.0001}})})),
+             Catch::Contains("ratio must be large enough to delete a unit"));
+  CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"gradient_batch", 1000}})})),
+             Catch::Contains("gradient_batch must leave at least two batches"));
+  for (const Json& targets : {Json{"mlp.*"}, Json{"layers.1.*"}}) {
+    CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"uniform", true}, {"targets", targets}})})),
+               Catch::Contains("uniform must be false unless all operators of all blocks are given"));
+  }
+  CHECK_THAT(error(Json::array({shrink("fisher_mask"), shrink("llm_pruner")})),
+             Catch::Contains("are deleted by \"fisher_mask\" (/passes/0) before"));
+  CHECK_THAT(error(Json::array({shrink("fisher_mask"), shrink("obd")})),
+             Catch::Contains("are deleted by \"fisher_mask\" (/passes/0) before"));
+  CHECK_THAT(error(Json::array({shrink("fisher_mask"), test::pass("rtn", {{"group_size", 64}})})),
+             Catch::Contains("8 of its inputs, or a multiple (channel_step), are left"));
+  CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"latency_table", "table.json"}})})),
+             Catch::Contains("latency_table must be empty unless budget is latency"));
+  Json silent = shrink_job(dir / "out", "llm_pruner", {{"compensate", "none"}});
+  silent.erase("calibration");
+  CHECK_THAT(test::error_text([&] { test::run(silent); }),
+             Catch::Contains("[job: /calibration/text] must name a text"));
   CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"protect_first", 4}})})),
              Catch::Contains("no units are left that may be deleted"));
   CHECK_THAT(error(Json::array({test::pass("rtn"), shrink("fisher_mask")})),
@@ -242,4 +304,56 @@ TEST_CASE("an export is dense, padded to one width, and computes the same",
   const std::vector<int64_t> ids = {5, 17, 300, 2, 44};
   const at::Tensor wanted = test::logits_of(uneven, ids), found = test::logits_of(even, ids);
   CHECK((wanted - found).abs().max().item<double>() < 2e-2 * wanted.abs().max().item<double>());
+}
+
+TEST_CASE("a latency table decides the widths, and its contents are part of the job",
+          "[pipeline][structured]") {
+  const test::TempDir dir;
+  const auto table = [&](double attention, double mlp) {
+    eval::LatencyTable out{{0, attention, 2 * attention}, {0, mlp, 2 * mlp}, {0, 256, 512}};
+    io::write_file_atomic(dir / "table.json", eval::to_json(out));
+  };
+  const auto widths = [&](const std::string& name, const Json& more = Json::object()) {
+    Json settings = {{"budget", "latency"}, {"latency_table", (dir / "table.json").string()}, {"ratio", 0.3}};
+    settings.update(more);
+    test::run(shrink_job(dir / name, "fisher_mask", settings));
+    return model::Model::open(dir / name).architecture().widths;
+  };
+  const auto sum = [](const std::vector<model::BlockWidths>& widths, auto member) {
+    int64_t total = 0;
+    for (const auto& w : widths) total += w.*member;
+    return total;
+  };
+  table(0.001, 1);
+  const auto dear_mlp = widths("mlp");
+  CHECK(sum(dear_mlp, &model::BlockWidths::kv_heads) == 8);
+  CHECK(sum(dear_mlp, &model::BlockWidths::intermediate) <= 0.71 * 4 * 512);
+  table(1, 0.001);
+  const auto dear_attention = widths("attention");
+  CHECK(sum(dear_attention, &model::BlockWidths::kv_heads) == 5);
+  CHECK(sum(dear_attention, &model::BlockWidths::intermediate) == 4 * 512);
+  // A run that was killed does not go on with another table.
+  Json job =
+      shrink_job(dir / "killed", "fisher_mask",
+                 {{"budget", "latency"}, {"latency_table", (dir / "table.json").string()}, {"ratio", 0.3}});
+  test::Watcher watcher;
+  Json whole = job;
+  whole["output"] = (dir / "whole").string();
+  test::run(whole, watcher);
+  REQUIRE(test::run_in_child(job, watcher.signs * 3 / 4).killed);
+  table(0.001, 1);
+  test::run(job);
+  CHECK(model::Model::open(dir / "killed").architecture().widths == dear_mlp);
+  table(1, 1);
+  const auto uniform = widths("uniform", {{"uniform", true}});
+  CHECK(std::all_of(uniform.begin(), uniform.end(), [&](const auto& w) { return w == uniform[0]; }));
+  CHECK_THAT(test::error_text([&] {
+               widths("none", {{"latency_table", ""}});
+             }),
+             Catch::Contains("latency_table must name a file for budget latency"));
+  eval::LatencyTable wrong{{0, 1}, {0, 1}, {0, 512}};
+  io::write_file_atomic(dir / "table.json", eval::to_json(wrong));
+  CHECK_THAT(test::error_text([&] { widths("wrong"); }),
+             Catch::Contains("must be that of blocks with 2 key-value heads and 512 channels") &&
+                 Catch::Contains("is of 1 and 512"));
 }

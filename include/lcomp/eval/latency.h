@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <string>
 #include <vector>
 
 #include "lcomp/core/threads.h"
@@ -13,8 +15,8 @@ namespace lcomp::eval {
 /// (Kwon, Kim, Mahoney, Hassoun, Keutzer, Gholami: A Fast Post-Training Pruning Framework for Transformers,
 /// NeurIPS 2022, section 4.1).
 struct LatencyTable {
-  std::vector<double> attention;  ///< seconds with k groups of heads (key and value head k with the query
-                                  ///< heads that read it), k = 0 ... kv_heads
+  std::vector<double> attention;    ///< seconds with k groups of heads (key and value head k with the query
+                                    ///< heads that read it), k = 0 ... kv_heads
   std::vector<double> mlp;          ///< seconds with mlp_widths[i] channels
   std::vector<int64_t> mlp_widths;  ///< ascending, from 0 to intermediate_size
 };
@@ -27,5 +29,10 @@ struct LatencyTable {
 /// are from 1 up and steps is at most intermediate_size.
 LatencyTable latency_table(const model::Architecture& architecture, int64_t tokens, int64_t steps,
                            ThreadPool* pool = nullptr, const TimingOptions& options = {});
+
+/// The table as JSON, and such a file read: CorruptFile names the file and the field where the three lists do
+/// not belong together, or do not start at width 0.
+std::string to_json(const LatencyTable& table);
+LatencyTable read_latency_table(const std::filesystem::path& file);
 
 }  // namespace lcomp::eval

@@ -87,6 +87,9 @@ struct Effect {
   bool prunes = false;
   /// Whether what is 0 stays 0.
   bool keeps_zeros = true;
+  /// Above 0: deletes units, feed-forward channels in multiples of this. Not after pruning, whose patterns it
+  /// would break, and not twice; gradients are read before.
+  int64_t deletes_in_steps = 0;
 };
 
 /// An operator before anything of it is read.
@@ -128,6 +131,8 @@ struct MethodInfo {
   /// Settings that hold for the whole pass, by name: `make_passes` reads them from the entry, so that
   /// overrides must not change them.
   std::vector<std::string> pass_settings = {};
+  /// Files that the settings name: what is in them is part of what an output depends on.
+  std::function<std::vector<std::string>(const PassOptions&)> files = {};
   /// For methods that choose settings for the whole model by what they see in it (pipeline/survey.h): from
   /// the settings of the job's entry and the model, whose survey must not outlive it. May return null where
   /// these settings leave nothing to choose.

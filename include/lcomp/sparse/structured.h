@@ -9,6 +9,7 @@
 
 #include "lcomp/core/options.h"
 #include "lcomp/core/threads.h"
+#include "lcomp/linalg/cholesky.h"
 
 /// Structured pruning: which units of a block (attention heads with what belongs to them, feed-forward
 /// channels) are worth keeping, how many of each block, and what the others do about those that go. The units
@@ -42,17 +43,34 @@ struct UnitCounts {
 /// The numbers of units with the largest sum of scores under a budget (Kwon et al., NeurIPS 2022,
 /// section 4.1, algorithm 1). All attention units of all blocks compete with each other, and so do all
 /// channels: for every number k of the former the budget left is spent on the latter, and the best k wins
-/// (the smallest of equal ones). Exact for two kinds of costs but for the channels' step. Ties go to the
-/// lower block, then the lower unit.
+/// (the smallest of equal ones). Exact for two kinds of costs but for the channels'
+/// step. Of equal scores the lower block keeps its units.
 ///
 /// budget: in the unit of the costs, of what is kept. Throws InvalidArgument when what every block must keep
 /// exceeds it, or the blocks of the scores are not the same.
 UnitCounts search_units(const UnitScores& scores, const UnitCosts& costs, double budget);
 
+/// What k units of a block cost, k from 0 on, where that is no multiple of one unit's cost: measured times.
+struct MeasuredCosts {
+  std::vector<double> attention;  ///< never falls
+  std::vector<double> channels;   ///< never falls
+};
+
+/// The costs of `most` units of each kind, as multiples.
+MeasuredCosts as_measured(const UnitCosts& costs, int64_t most_attention, int64_t most_channels);
+
+/// The numbers of units with the largest sum of scores under a budget of measured costs, exactly but for
+/// their rounding to a millionth of the budget (core/allocation.h). Kwon et al. (section 4.1) fit two
+/// straight lines to such a table first, which this needs not. channel_step: as in UnitCosts; every block
+/// keeps at least one unit of each kind. Throws InvalidArgument as `search_units`, and when the costs are not
+/// those of as many units as the largest block has.
+UnitCounts search_measured_units(const UnitScores& scores, const MeasuredCosts& costs, int64_t channel_step,
+                                 double budget);
+
 /// The same with equal numbers in all blocks, which must have equal numbers of units. `legal`: numbers of
 /// attention units that may be kept, ascending.
-UnitCounts search_uniform_units(const UnitScores& scores, const UnitCosts& costs, double budget,
-                                const std::vector<int64_t>& legal);
+UnitCounts search_uniform_units(const UnitScores& scores, const MeasuredCosts& costs, int64_t channel_step,
+                                double budget, const std::vector<int64_t>& legal);
 
 /// Numbers of units when those of the lowest scores go, attention units and channels alike, until a budget is
 /// kept (LLM-Pruner's global selection). Channels go in steps, by their mean score.
@@ -120,8 +138,9 @@ struct RefittedColumns {
   at::Tensor weight;       ///< float64 `[out, kept]`
   double loss = 0;         ///< sum over tokens of |W x - W' x_K|^2
   double loss_before = 0;  ///< the same of the columns as they were
-  double damping = 0;      ///< relative to the mean of the diagonal, as it was needed
-  bool failed = false;     ///< no factor, or no gain: the weight is that of the columns as they were
+  linalg::Rung rung = linalg::Rung::kFailed;
+  double damping = 0;   ///< relative to the mean of the diagonal, as it was needed
+  bool failed = false;  ///< no factor, or no gain: the weight is that of the columns as they were
 };
 
 /// weight: `[out, in]`; second_moment: `[in, in]`; columns: those that are left, ascending.

@@ -6,9 +6,9 @@
 #include "core/stopwatch.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/weight_error.h"
+#include "lcomp/eval/latency.h"
 #include "lcomp/model/model.h"
 #include "lcomp/pipeline/survey.h"
-#include "lcomp/sparse/sparse_weight.h"
 #include "pipeline/passes/passes.h"
 
 /// Methods that delete units of blocks. A survey ranks the units of the whole model and decides how many each
@@ -19,7 +19,7 @@ namespace lcomp::pipeline {
 enum class Compensation { kNone, kScales, kRefit };
 
 /// What a budget counts.
-enum class UnitBudget { kParameters, kMacs };
+enum class UnitBudget { kParameters, kMacs, kLatency };
 
 enum class UnitSelection { kLocal, kGlobal };
 
@@ -32,7 +32,7 @@ struct EnumNames<pipeline::Compensation> {
 };
 template <>
 struct EnumNames<pipeline::UnitBudget> {
-  static constexpr std::array<std::string_view, 2> names = {"parameters", "macs"};
+  static constexpr std::array<std::string_view, 3> names = {"parameters", "macs", "latency"};
 };
 template <>
 struct EnumNames<pipeline::UnitSelection> {
@@ -60,21 +60,26 @@ struct ShrinkOptions {
         "how o_proj and down_proj make up for inputs that are gone: none, scales (a factor for each unit, "
         "as Kwon et al. tune their masks), or refit (least squares of the whole operator)");
     v.field("damping", damping, {0, 1},
-            "of the refit: added to the diagonal of the second moment, relative to its mean");
+            "of refit and scales: added to what is solved, relative to the mean of its diagonal");
   }
 };
 
 struct FisherMaskOptions {
   UnitBudget budget = UnitBudget::kParameters;
   int64_t tokens = 512;
+  std::string latency_table;
   bool uniform = false;
   int64_t gradient_batch = 1;
   bool rearrange = true;
 
   void visit(FieldVisitor& v) {
-    v.field("budget", budget,
-            "what ratio is a share of: parameters, or the macs of a sequence of tokens, attention included");
+    v.field(
+        "budget", budget,
+        "what ratio is a share of: parameters, the macs of a sequence of tokens, attention included, or the "
+        "latency that latency_table tells");
     v.field("tokens", tokens, {1}, "length of the sequence that budget macs counts for");
+    v.field("latency_table", latency_table,
+            "file that `lcomp bench --latency-table` wrote on the machine the model shall run on");
     v.field("uniform", uniform,
             "the same widths in every block, which makes an ordinary checkpoint that other software loads");
     v.field("gradient_batch", gradient_batch, {1},
@@ -149,15 +154,42 @@ std::vector<int64_t> complement(const std::vector<int64_t>& removed, int64_t uni
 class UnitSurvey : public Survey {
  public:
   UnitSurvey(const PassOptions& entry, const model::Model& model, const char* method)
-      : shrink_(entry.part<ShrinkOptions>()), architecture_(model.architecture()), method_(method) {}
+      : shrink_(entry.part<ShrinkOptions>()),
+        model_(model),
+        architecture_(model.architecture()),
+        method_(method) {}
 
   void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const override {
     std::vector<RankedGroup> groups = groups_of(operators, settings);
     if (groups.empty())
       throw InvalidArgument(method_,
                             "no units are left that may be deleted; ignore or protect fewer operators");
-    for (RankedGroup& group : groups) group.scores.assign(static_cast<size_t>(group.units.units), 1.0);
-    choose(groups);
+    for (RankedGroup& group : groups) {
+      const int64_t units = group.units.units;
+      if (group.units.kind == UnitKind::kChannel && shrink_.channel_step > units) {
+        throw InvalidArgument(method_,
+                              fmt::format("channel_step must be at most the {} channels of block {}; it "
+                                          "is {}",
+                                          units, group.block, shrink_.channel_step));
+      }
+      group.scores.assign(static_cast<size_t>(units), 1.0);
+    }
+    refuse_packed(operators, settings);
+    check_more(groups);
+    int64_t deleted = 0;
+    try {
+      const std::vector<int64_t> counts = choose(groups);
+      for (size_t g = 0; g < groups.size(); ++g) deleted += groups[g].units.units - counts[g];
+    } catch (const InvalidArgument& misfit) {
+      throw InvalidArgument(method_, fmt::format("ratio must leave one attention group and channel_step = {} "
+                                                 "channels in every block; with {} it does not ({})",
+                                                 shrink_.channel_step, shrink_.ratio, misfit.what()));
+    }
+    if (deleted == 0) {
+      throw InvalidArgument(method_, fmt::format("ratio must be large enough to delete a unit; with {} and "
+                                                 "channel_step = {} none goes",
+                                                 shrink_.ratio, shrink_.channel_step));
+    }
   }
 
   OperatorSettings decide(const SurveyNumbers& numbers, const std::vector<OperatorPlan>& operators,
@@ -172,6 +204,11 @@ class UnitSurvey : public Survey {
         if (found != numbers.end()) slices.push_back(found->second);
       }
       group.scores = fuse(slices);
+      for (const double score : group.scores) {
+        if (std::isfinite(score)) continue;
+        throw NumericalError(method_, fmt::format("importances of units must be finite; one of '{}' is not",
+                                                  operators[group.closing].name));
+      }
     }
     const std::vector<int64_t> counts = choose(groups);
     OperatorSettings decided = settings;
@@ -192,6 +229,8 @@ class UnitSurvey : public Survey {
   virtual std::vector<int64_t> choose(const std::vector<RankedGroup>& groups) const = 0;
   virtual ChosenUnits& chosen_of(PassOptions& settings) const = 0;
   virtual bool is_protected(int64_t /*block*/) const { return false; }
+  /// What else of the groups' numbers cannot be.
+  virtual void check_more(const std::vector<RankedGroup>& /*groups*/) const {}
 
   const ShrinkOptions& shrink() const { return shrink_; }
   const model::Architecture& architecture() const { return architecture_; }
@@ -249,6 +288,21 @@ class UnitSurvey : public Survey {
   }
 
  private:
+  void refuse_packed(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const {
+    for (int64_t block = 0; block < architecture_.layers; ++block) {
+      const auto infos = architecture_.operators(block);
+      for (size_t i = 0; i < infos.size(); ++i) {
+        const auto* stored = model_.group_of(infos[i]);
+        if (stored == nullptr || !settings[static_cast<size_t>(block) * infos.size() + i]) continue;
+        throw InvalidArgument(
+            method_,
+            fmt::format("operators whose units are deleted must be stored dense; '{}' "
+                        "is {}",
+                        operators[static_cast<size_t>(block) * infos.size() + i].name, stored->format));
+      }
+    }
+  }
+
   static std::map<int64_t, size_t> rows_of(const std::vector<RankedGroup>& groups) {
     std::map<int64_t, size_t> rows;
     for (const RankedGroup& group : groups) rows.emplace(group.block, rows.size());
@@ -304,6 +358,7 @@ class UnitSurvey : public Survey {
   }
 
   ShrinkOptions shrink_;
+  const model::Model& model_;
   const model::Architecture& architecture_;
   const char* method_;
 };
@@ -319,7 +374,16 @@ at::Tensor batched(const at::Tensor& gradients, int64_t batch) {
 class FisherMaskSurvey final : public UnitSurvey {
  public:
   FisherMaskSurvey(const PassOptions& entry, const model::Model& model)
-      : UnitSurvey(entry, model, "fisher_mask"), options_(entry.part<FisherMaskOptions>()) {}
+      : UnitSurvey(entry, model, "fisher_mask"), options_(entry.part<FisherMaskOptions>()) {
+    if (options_.budget == UnitBudget::kLatency) {
+      measured_ = read_latency_table();
+    } else if (!options_.latency_table.empty()) {
+      throw InvalidArgument("fisher_mask",
+                            fmt::format("latency_table must be empty unless budget is latency; it is "
+                                        "'{}'",
+                                        options_.latency_table));
+    }
+  }
 
   calib::Needs needs() const override { return {.unit_gradients = true}; }
 
@@ -341,11 +405,36 @@ class FisherMaskSurvey final : public UnitSurvey {
   }
 
   std::vector<int64_t> choose(const std::vector<RankedGroup>& groups) const override {
+    const sparse::UnitScores scores = scores_of(groups);
+    if (options_.budget == UnitBudget::kLatency) {
+      double whole = 0;
+      for (const RankedGroup& group : groups) whole += of_kind(measured_, group).at(group.scores.size());
+      const double budget = (1 - shrink().ratio) * whole;
+      const int64_t step = shrink().channel_step;
+      return in_order(groups,
+                      options_.uniform
+                          ? sparse::search_uniform_units(scores, measured_, step, budget, legal_groups())
+                          : sparse::search_measured_units(scores, measured_, step, budget));
+    }
     const sparse::UnitCosts of_units = costs(options_.budget == UnitBudget::kMacs ? options_.tokens : 0);
     const double budget = (1 - shrink().ratio) * total(groups, of_units);
-    const sparse::UnitScores scores = scores_of(groups);
     if (!options_.uniform) return in_order(groups, sparse::search_units(scores, of_units, budget));
-    return in_order(groups, sparse::search_uniform_units(scores, of_units, budget, legal_groups()));
+    const model::BlockWidths widest = architecture().widest();
+    const auto multiples = sparse::as_measured(of_units, widest.kv_heads, widest.intermediate);
+    return in_order(groups, sparse::search_uniform_units(scores, multiples, shrink().channel_step, budget,
+                                                         legal_groups()));
+  }
+
+  void check_more(const std::vector<RankedGroup>& groups) const override {
+    if (!options_.uniform) return;
+    const std::vector<model::BlockWidths>& widths = architecture().widths;
+    const bool even =
+        std::all_of(widths.begin(), widths.end(), [&](const auto& w) { return w == widths[0]; });
+    if (even && groups.size() == 2 * widths.size()) return;
+    throw InvalidArgument(
+        "fisher_mask",
+        "uniform must be false unless all operators of all blocks are given, and the blocks have "
+        "one width now; it is true");
   }
 
   ChosenUnits& chosen_of(PassOptions& settings) const override {
@@ -353,6 +442,41 @@ class FisherMaskSurvey final : public UnitSurvey {
   }
 
  private:
+  static const std::vector<double>& of_kind(const sparse::MeasuredCosts& costs, const RankedGroup& group) {
+    return group.units.kind == UnitKind::kAttention ? costs.attention : costs.channels;
+  }
+
+  /// The table for every number of units: between the widths that were timed on a straight line, and where
+  /// noise made more units cheaper, as dear as fewer.
+  sparse::MeasuredCosts read_latency_table() const {
+    if (options_.latency_table.empty())
+      throw InvalidArgument("fisher_mask", "latency_table must name a file for budget latency; it is empty");
+    const eval::LatencyTable table = eval::read_latency_table(options_.latency_table);
+    const model::BlockWidths widest = architecture().widest();
+    if (static_cast<int64_t>(table.attention.size()) != widest.kv_heads + 1 ||
+        table.mlp_widths.back() != widest.intermediate) {
+      throw InvalidArgument(
+          "fisher_mask",
+          fmt::format(
+              "latency_table must be that of blocks with {} key-value heads and {} channels; '{}' is of {} "
+              "and {}",
+              widest.kv_heads, widest.intermediate, options_.latency_table, table.attention.size() - 1,
+              table.mlp_widths.back()));
+    }
+    sparse::MeasuredCosts costs{table.attention, {0}};
+    for (size_t i = 1; i < table.mlp_widths.size(); ++i) {
+      const int64_t from = table.mlp_widths[i - 1], to = table.mlp_widths[i];
+      for (int64_t width = from + 1; width <= to; ++width) {
+        const double share = static_cast<double>(width - from) / static_cast<double>(to - from);
+        costs.channels.push_back(table.mlp[i - 1] + share * (table.mlp[i] - table.mlp[i - 1]));
+      }
+    }
+    for (std::vector<double>* seconds : {&costs.attention, &costs.channels})
+      std::inclusive_scan(seconds->begin(), seconds->end(), seconds->begin(),
+                          [](double a, double b) { return std::max(a, b); });
+    return costs;
+  }
+
   /// Numbers of key-value heads with which other software loads the model: it wants the hidden size to be a
   /// multiple of the number of heads.
   std::vector<int64_t> legal_groups() const {
@@ -367,6 +491,7 @@ class FisherMaskSurvey final : public UnitSurvey {
   }
 
   FisherMaskOptions options_;
+  sparse::MeasuredCosts measured_;  // with budget latency
 };
 
 class PrunerSurvey final : public UnitSurvey {
@@ -395,8 +520,11 @@ class PrunerSurvey final : public UnitSurvey {
         sparse::SliceGradients gradients;
         if (!stats.gradient_products.empty()) gradients.products = stats.gradient_products[k];
         if (!stats.gradient_squares.empty()) gradients.squares = stats.gradient_squares[k];
-        numbers[op.info.name] = sparse::slice_importance(op.weight->dense(), gradients, slice.rows,
-                                                         slice.per_unit, options_.importance);
+        // In the pool, so that its sums do not depend on the number of processors.
+        parallel_for(&context.pool, 1, [&](int64_t, int) {
+          numbers[op.info.name] = sparse::slice_importance(op.weight->dense(), gradients, slice.rows,
+                                                           slice.per_unit, options_.importance);
+        });
       }
     }
     return numbers;
@@ -417,8 +545,12 @@ class PrunerSurvey final : public UnitSurvey {
     for (const RankedGroup& group : groups) {
       const int64_t units = group.units.units;
       const int64_t step = group.units.kind == UnitKind::kChannel ? shrink().channel_step : 1;
-      const auto kept = static_cast<int64_t>(std::floor(static_cast<double>(units) * (1 - shrink().ratio)));
-      counts.push_back(kept == units ? units : std::clamp(kept / step * step, std::min(step, units), units));
+      // Whole units that fit into the share; 0.3 * 10 in floating point is a little less than 3.
+      const auto removed =
+          static_cast<int64_t>(std::floor(static_cast<double>(units) * shrink().ratio + 1e-9));
+      const int64_t kept = removed == 0 ? units : (units - removed) / step * step;
+      if (kept < step) throw InvalidArgument("llm_pruner", "a block would keep none");
+      counts.push_back(kept);
     }
     return counts;
   }
@@ -441,6 +573,15 @@ struct Narrowed {
   OperatorRow row;
 };
 
+/// Kwon et al. stop tuning beyond this.
+constexpr double kLargestFactor = 10;
+
+void fall_back(const std::string& reason, const PassContext& context, OperatorRow& row) {
+  if (context.strict) throw NumericalError("compensate", "columns must be made up for; " + reason);
+  row.fell_back = true;
+  row.fallback = "columns as they were: " + reason;
+}
+
 Narrowed narrowed(const at::Tensor& weight, const std::vector<int64_t>& kept, int64_t per_unit,
                   const calib::InputStats& stats, const ShrinkOptions& options, PassContext& context) {
   std::vector<int64_t> columns;
@@ -454,12 +595,9 @@ Narrowed narrowed(const at::Tensor& weight, const std::vector<int64_t>& kept, in
   if (options.compensate == Compensation::kRefit) {
     auto fitted = sparse::refit_columns(weight, moment, columns, options.damping, &context.pool);
     result.row.damping = fitted.damping;
-    if (fitted.failed) {
-      if (context.strict)
-        throw NumericalError("refit", "the damped second moment must have a factor that lowers the loss");
-      result.row.fell_back = true;
-      result.row.fallback = "columns as they were: their least squares could not be had";
-    }
+    result.row.rung = rung_text(fitted.rung);
+    result.row.rung_index = static_cast<int64_t>(fitted.rung);
+    if (fitted.failed) fall_back("their least squares could not be had", context, result.row);
     result.weight = fitted.weight;
   } else {
     const at::Tensor products = sparse::unit_products(weight, moment, per_unit, &context.pool);
@@ -470,10 +608,15 @@ Narrowed narrowed(const at::Tensor& weight, const std::vector<int64_t>& kept, in
     if (scale > 0) {
       const at::Tensor r =
           sparse::tune_scales(rows.index_select(1, units) / scale, rows.sum(1) / scale, options.damping);
-      result.weight = result.weight * r.repeat_interleave(per_unit);
+      if (r.abs().le(kLargestFactor).all().item<bool>()) {
+        result.weight = result.weight * r.repeat_interleave(per_unit);
+      } else {
+        fall_back("a factor left [-10, 10]", context, result.row);
+      }
     }
   }
-  result.row.loss = sparse::narrowed_loss(weight, result.weight, moment, columns, &context.pool);
+  result.row.loss =
+      sparse::narrowed_loss(weight, result.weight.to(context.model_dtype), moment, columns, &context.pool);
   const double energy = activation_energy(weight, moment, &context.pool);
   if (energy > 0) result.row.activation_error = std::sqrt(std::max(0.0, *result.row.loss) / energy);
   return result;
@@ -523,11 +666,10 @@ class UnitPass final : public Pass {
                                                 before[closing.op].info.name));
     }
     block.keep_units(units, kept);
+    // The run rounds it to the model's type when no later pass works on it.
+    block.replace(closing.op, std::make_shared<DenseWeight>(fitted.weight.to(at::kFloat)));
     for (const model::UnitSlice& slice : units.slices) {
       const bool is_closing = slice.op == closing.op;
-      const at::Tensor matrix = is_closing ? fitted.weight : block.ops()[slice.op].weight->dense();
-      block.replace(slice.op,
-                    sparse::replaced_matrix(*before[slice.op].weight, matrix.to(context.model_dtype)));
       context.rows.push_back(row_of(before[slice.op], block, slice,
                                     is_closing ? std::move(fitted.row) : OperatorRow(), context));
       context.rows.back().tokens = stats.tokens;
@@ -548,7 +690,7 @@ class UnitPass final : public Pass {
     row.out_features = before.info.out_features;
     row.in_features = before.info.in_features;
     row.bytes_before = stored_bytes(before, context.model_dtype);
-    row.bytes_after = after.weight->bytes();
+    row.bytes_after = stored_bytes(after, context.model_dtype);
     row.bits_per_weight =
         8.0 * static_cast<double>(row.bytes_after) / static_cast<double>(row.out_features * row.in_features);
     return row;
@@ -572,7 +714,7 @@ PlannedWeight plan_units(const PassOptions& options, const PlannedOperator& op) 
 Effect shrink_effect(const PassOptions& options, bool reads_gradients) {
   return {.quantizes = false,
           .reads_gradients = reads_gradients,
-          .keeps_zeros = options.part<ShrinkOptions>().compensate != Compensation::kRefit};
+          .deletes_in_steps = options.part<ShrinkOptions>().channel_step};
 }
 
 }  // namespace
@@ -589,8 +731,12 @@ MethodInfo fisher_mask_method() {
     return chain_of(std::make_unique<UnitPass>("fisher_mask", options, own.rearrange, own.gradient_batch));
   };
   info.effect = [](const PassOptions& options) { return shrink_effect(options, true); };
-  info.pass_settings = {"ratio",   "channel_step",   "budget",   "tokens",
-                        "uniform", "gradient_batch", "rearrange"};
+  info.files = [](const PassOptions& options) {
+    const auto& own = options.part<FisherMaskOptions>();
+    return own.budget == UnitBudget::kLatency ? std::vector{own.latency_table} : std::vector<std::string>{};
+  };
+  info.pass_settings = {"ratio",   "channel_step",   "budget",    "latency_table", "tokens",
+                        "uniform", "gradient_batch", "rearrange", "compensate",    "damping"};
   info.make_survey = [](const PassOptions& options, const model::Model& model) {
     return std::make_unique<FisherMaskSurvey>(options, model);
   };
@@ -614,8 +760,8 @@ MethodInfo llm_pruner_method() {
         importance != sparse::UnitImportance::kL1 && importance != sparse::UnitImportance::kL2;
     return shrink_effect(options, gradients);
   };
-  info.pass_settings = {"ratio",     "channel_step",  "importance",  "grouping",
-                        "selection", "protect_first", "protect_last"};
+  info.pass_settings = {"ratio",         "channel_step", "importance", "grouping", "selection",
+                        "protect_first", "protect_last", "compensate", "damping"};
   info.make_survey = [](const PassOptions& options, const model::Model& model) {
     return std::make_unique<PrunerSurvey>(options, model);
   };

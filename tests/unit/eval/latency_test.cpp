@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "lcomp/io/files.h"
 #include "support/error_text.h"
 #include "support/fixture_models.h"
 #include "support/tiny_llama.h"
@@ -58,4 +59,25 @@ TEST_CASE("a latency table without tokens or with more steps than channels is re
   REQUIRE(text(0, 4) == "[latency_table] tokens must be from 1 up and steps from 1 to 32; they are 0 and 4");
   REQUIRE(text(4, 33) ==
           "[latency_table] tokens must be from 1 up and steps from 1 to 32; they are 4 and 33");
+}
+
+TEST_CASE("a latency table is written and read, and one that is none is refused", "[eval][latency]") {
+  const test::TempDir dir;
+  const std::filesystem::path path = dir / "table.json";
+  const auto read = [&](const std::string& text) {
+    io::write_file_atomic(path, text);
+    return eval::read_latency_table(path);
+  };
+  const eval::LatencyTable table{{0, 0.25, 0.5}, {0, 0.125, 0.5}, {0, 100, 256}};
+  const eval::LatencyTable again = read(eval::to_json(table));
+  REQUIRE(again.attention == table.attention);
+  REQUIRE(again.mlp == table.mlp);
+  REQUIRE(again.mlp_widths == table.mlp_widths);
+  const auto error = [&](const std::string& text) { return test::error_text([&] { read(text); }); };
+  REQUIRE_THAT(error(R"({"attention": [0, 1], "mlp_widths": [0, 8, 8], "mlp": [0, 1, 2]})"),
+               Catch::Contains("table.json: /mlp_widths] must ascend from 0"));
+  REQUIRE_THAT(error(R"({"attention": [0, 1], "mlp_widths": [0, 8], "mlp": [0, 1, 2]})"),
+               Catch::Contains("/mlp] must hold the seconds of each"));
+  REQUIRE_THAT(error(R"({"attention": [0], "mlp_widths": [0, 8], "mlp": [0, 1]})"),
+               Catch::Contains("/attention] must hold the seconds"));
 }

@@ -105,7 +105,8 @@ TEST_CASE("a search keeps its budget, its least and its step", "[sparse][structu
       for (const int64_t kept : counts.attention) CHECK((kept >= 1 && kept <= 4));
       for (const int64_t kept : counts.channels)
         CHECK((kept >= 8 && kept <= 30 && (kept % 8 == 0 || kept == 30)));
-      const UnitCounts uniform = search_uniform_units(scores, costs, share * whole, {1, 2, 4});
+      const UnitCounts uniform =
+          search_uniform_units(scores, as_measured(costs, 4, 30), 8, share * whole, {1, 2, 4});
       CHECK(cost_of(uniform, costs) <= share * whole);
       CHECK(std::set(uniform.attention.begin(), uniform.attention.end()).size() == 1);
       CHECK(std::set(uniform.channels.begin(), uniform.channels.end()).size() == 1);
@@ -115,7 +116,7 @@ TEST_CASE("a search keeps its budget, its least and its step", "[sparse][structu
   const UnitScores two{{{1}, {1}}, {{1, 1}, {1, 1}}};
   CHECK(test::error_text([&] { search_units(two, {}, 3.5); }) ==
         "[search_units] the budget must cover what every block keeps, 4; it is 3.5");
-  CHECK(test::error_text([&] { search_uniform_units(two, {}, 3.5, {1}); }) ==
+  CHECK(test::error_text([&] { search_uniform_units(two, as_measured({}, 1, 2), 1, 3.5, {1}); }) ==
         "[search_units] the budget must cover what every block keeps, 4; it is 3.5");
   CHECK_THROWS_AS(search_units({{{1}}, {}}, {}, 3), InvalidArgument);
 }
@@ -242,4 +243,36 @@ TEST_CASE("a threshold removes the least important units of all blocks", "[spars
   CHECK(threshold_units(scores, costs, 23) == UnitCounts{{2, 2}, {4, 2}});
   CHECK(threshold_units(scores, costs, 21) == UnitCounts{{1, 2}, {4, 2}});
   CHECK(threshold_units(scores, costs, 17) == UnitCounts{{1, 2}, {2, 2}});
+}
+
+TEST_CASE("a search under measured costs is as good as one under multiples, and keeps its budget",
+          "[sparse][structured]") {
+  Rng rng(9, "measured");
+  const auto value = [](const UnitScores& scores, const UnitCounts& counts) {
+    double sum = 0;
+    for (size_t b = 0; b < scores.attention.size(); ++b) {
+      for (const auto& [of_block, kept] : {std::pair{scores.attention[b], counts.attention[b]},
+                                           std::pair{scores.channels[b], counts.channels[b]}}) {
+        std::vector<double> sorted = of_block;
+        std::sort(sorted.begin(), sorted.end(), std::greater<>());
+        sum += std::accumulate(sorted.begin(), sorted.begin() + kept, 0.0);
+      }
+    }
+    return sum;
+  };
+  for (int round = 0; round < 20; ++round) {
+    const UnitScores scores{rows_of(random(rng, {3, 4}).square()), rows_of(random(rng, {3, 24}).square())};
+    const UnitCosts costs{.attention = 40, .channel = 5, .channel_step = 8, .least_channels = 8};
+    const double budget = 0.6 * 3 * (4 * 40 + 24 * 5);
+    const UnitCounts measured = search_measured_units(scores, as_measured(costs, 4, 24), 8, budget);
+    CHECK(cost_of(measured, costs) <= budget);
+    // The budget is cut into a million parts; the search over multiples is exact for it.
+    CHECK(value(scores, measured) >= value(scores, search_units(scores, costs, 0.9999 * budget)) - 1e-9);
+  }
+  // A step in the costs: the third unit costs nothing more than the second.
+  const UnitScores one{{{3, 2, 1}}, {{1}}};
+  CHECK(search_measured_units(one, {{0, 1, 5, 5}, {0, 1}}, 1, 6) == UnitCounts{{3}, {1}});
+  CHECK(search_measured_units(one, {{0, 1, 5, 5}, {0, 1}}, 1, 5.9) == UnitCounts{{1}, {1}});
+  CHECK_THROWS_AS(search_measured_units(one, {{0, 1, 5}, {0, 1}}, 1, 6), InvalidArgument);
+  CHECK_THROWS_AS(search_measured_units(one, {{0, 5, 1, 5}, {0, 1}}, 1, 6), InvalidArgument);
 }
