@@ -129,6 +129,15 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
   if (!errors.empty()) throw ConfigError(place, errors);
 }
 
+/// Methods that never do without a text are refused when the job is parsed; others depend on their settings.
+void check_text(const Job& job, const std::string& method, const calib::Needs& needs) {
+  if ((!needs.any() && !needs.gradients()) || !job.calibration.text.empty()) return;
+  throw ConfigError("job: /calibration/text",
+                    fmt::format("must name a text, which the method {} takes its statistics from with these "
+                                "settings; it is missing or empty",
+                                method));
+}
+
 /// Lets the methods that will choose settings for the whole model check what they are given to choose from,
 /// and takes up what they need to know.
 void plan_surveys(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
@@ -137,6 +146,7 @@ void plan_surveys(const Job& job, const MethodTable& methods, const model::Model
     if (!method.make_survey) continue;
     const auto survey = method.make_survey(*job.passes[p].options, model);
     if (!survey) continue;
+    check_text(job, method.name, survey->needs());
     plan.needs_samples = plan.needs_samples || survey->needs().any();
     plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
     try {
@@ -392,14 +402,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       plan.observes_blocks = plan.observes_blocks || staged_needs;
       plan.needs_samples = plan.needs_samples || instance->needs().any();
       plan.needs_gradients = plan.needs_gradients || instance->needs().gradients();
-      // Methods that never do without are refused when the job is parsed; others depend on their settings.
-      const bool needs_text = instance->needs().any() || instance->needs().gradients();
-      if (needs_text && job.calibration.text.empty()) {
-        throw ConfigError("job: /calibration/text",
-                          fmt::format("must name a text, which the method {} takes its statistics from with "
-                                      "these settings; it is missing or empty",
-                                      pass.method));
-      }
+      check_text(job, pass.method, instance->needs());
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
