@@ -68,6 +68,22 @@ wrp 2:4|{"method":"wrp"}
 wrp 2:4, refit|{"method":"wrp","refit":true}
 sparsegpt 2:4|{"method":"sparsegpt","pattern":"2:4"}
 sparsegpt 2:4, refit|{"method":"sparsegpt","pattern":"2:4","refit":true}
+magnitude 50 %, global|{"method":"magnitude","sparsity":0.5,"allocation":"global"}
+obd 50 %, global|{"method":"obd","sparsity":0.5,"allocation":"global"}
+wanda 50 %, owl|{"method":"wanda","sparsity":0.5,"allocation":"owl"}
+wanda 50 %, budget|{"method":"wanda","sparsity":0.5,"allocation":"budget"}
+sparsegpt 50 %, owl|{"method":"sparsegpt","sparsity":0.5,"allocation":"owl"}
+sparsegpt 50 %, budget|{"method":"sparsegpt","sparsity":0.5,"allocation":"budget"}
+magnitude 70 %|{"method":"magnitude","sparsity":0.7}
+obd 70 %|{"method":"obd","sparsity":0.7}
+wanda 70 %|{"method":"wanda","sparsity":0.7}
+sparsegpt 70 %|{"method":"sparsegpt","sparsity":0.7}
+magnitude 70 %, global|{"method":"magnitude","sparsity":0.7,"allocation":"global"}
+obd 70 %, global|{"method":"obd","sparsity":0.7,"allocation":"global"}
+wanda 70 %, owl|{"method":"wanda","sparsity":0.7,"allocation":"owl"}
+wanda 70 %, budget|{"method":"wanda","sparsity":0.7,"allocation":"budget"}
+sparsegpt 70 %, owl|{"method":"sparsegpt","sparsity":0.7,"allocation":"owl"}
+sparsegpt 70 %, budget|{"method":"sparsegpt","sparsity":0.7,"allocation":"budget"}
 sparsegpt 50 % and 4 bits, one sweep|{"method":"sparsegpt","quantize":true,"bits":4,$g}
 sparsegpt 50 %, then gptq 4 bits|{"method":"sparsegpt"},{"method":"gptq","bits":4,$g}
 END

@@ -78,6 +78,7 @@
 #include "lcomp/quant/smooth.h"
 #include "lcomp/quant/squeezellm.h"
 #include "lcomp/report/report.h"
+#include "lcomp/sparse/allocation.h"
 #include "lcomp/sparse/formats.h"
 #include "lcomp/sparse/recover.h"
 #include "lcomp/sparse/refit.h"

@@ -106,6 +106,29 @@ void keep_undominated(std::vector<Partial>& level) {
   level.resize(kept);
 }
 
+/// The points of a curve that no line between two others passes below.
+std::vector<CurvePoint> lower_hull(const std::vector<CurvePoint>& curve, size_t index) {
+  if (curve.empty())
+    throw InvalidArgument("allocate_amounts",
+                          fmt::format("every curve must have a point; curve {} has none", index));
+  std::vector<CurvePoint> hull;
+  for (const CurvePoint& point : curve) {
+    if (!std::isfinite(point.loss) || (!hull.empty() && point.amount <= hull.back().amount)) {
+      throw InvalidArgument("allocate_amounts",
+                            fmt::format("amounts must ascend and losses be finite; curve {} has {} at {}",
+                                        index, point.loss, point.amount));
+    }
+    while (hull.size() > 1) {
+      const CurvePoint &a = hull[hull.size() - 2], &b = hull.back();
+      if ((b.loss - a.loss) * (point.amount - b.amount) < (point.loss - b.loss) * (b.amount - a.amount))
+        break;
+      hull.pop_back();
+    }
+    hull.push_back(point);
+  }
+  return hull;
+}
+
 }  // namespace
 
 std::vector<size_t> allocate(const Items& items, int64_t budget) {
@@ -149,6 +172,63 @@ std::vector<size_t> allocate(const Items& items, int64_t budget) {
     at = levels[i + 1][at].parent;
   }
   return chosen;
+}
+
+std::vector<double> allocate_amounts(const std::vector<std::vector<CurvePoint>>& curves, double total) {
+  struct Segment {
+    size_t curve;
+    double slope;
+    double length;
+  };
+  std::vector<double> amounts;
+  std::vector<Segment> segments;
+  double rest = total;
+  for (size_t i = 0; i < curves.size(); ++i) {
+    const std::vector<CurvePoint> hull = lower_hull(curves[i], i);
+    amounts.push_back(hull.front().amount);
+    rest -= hull.front().amount;
+    for (size_t k = 1; k < hull.size(); ++k) {
+      const double length = hull[k].amount - hull[k - 1].amount;
+      segments.push_back({i, (hull[k].loss - hull[k - 1].loss) / length, length});
+    }
+  }
+  const double rounding = 1e-9 * std::abs(total);
+  if (rest < -rounding) {
+    throw InvalidArgument(
+        "allocate_amounts",
+        fmt::format("the total must cover the first amounts, {}; it is {}", total - rest, total));
+  }
+  std::stable_sort(segments.begin(), segments.end(),
+                   [](const Segment& a, const Segment& b) { return a.slope < b.slope; });
+  for (const Segment& segment : segments) {
+    const double taken = std::clamp(rest, 0.0, segment.length);
+    amounts[segment.curve] += taken;
+    rest -= taken;
+  }
+  if (rest > rounding) {
+    throw InvalidArgument(
+        "allocate_amounts",
+        fmt::format("the total must not exceed the last amounts, {}; it is {}", total - rest, total));
+  }
+  return amounts;
+}
+
+std::vector<double> shrinkage(const std::vector<AllocationOption>& items, double trust) {
+  double logarithms = 0, costs = 0;
+  for (const AllocationOption& item : items) {
+    if (!(item.loss > 0)) continue;
+    const auto cost = static_cast<double>(item.cost);
+    logarithms += std::log(item.loss / cost) * cost;
+    costs += cost;
+  }
+  std::vector<double> factors(items.size(), 1.0);
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!(items[i].loss > 0)) continue;
+    const double log_ratio =
+        std::log(items[i].loss / static_cast<double>(items[i].cost)) - logarithms / costs;
+    factors[i] = std::exp(log_ratio * (trust - 1));
+  }
+  return factors;
 }
 
 }  // namespace lcomp

@@ -23,10 +23,9 @@ class LinearPass final : public Pass {
       const size_t op = operators[k];
       const PassOptions* options = context.settings(block.ops()[op].info.name);
       if (options == nullptr) continue;
-      calib::InputStats own = stats;
-      if (!stats.gradient_squares.empty()) own.gradient_squares = {stats.gradient_squares[k]};
       const Stopwatch watch;
-      MatrixResult result = function_(block.ops()[op].weight->dense(), own, *options, context);
+      MatrixResult result =
+          function_(block.ops()[op].weight->dense(), of_operator(stats, k), *options, context);
       replace_and_report(block, op, std::move(result), name_, watch.seconds(), stats, context);
     }
   }
@@ -39,6 +38,12 @@ class LinearPass final : public Pass {
 };
 
 }  // namespace
+
+calib::InputStats of_operator(const calib::InputStats& stats, size_t k) {
+  calib::InputStats own = stats;
+  if (!stats.gradient_squares.empty()) own.gradient_squares = {stats.gradient_squares[k]};
+  return own;
+}
 
 std::unique_ptr<Pass> linear_pass(std::string name, calib::Needs needs, bool sequential,
                                   MatrixFunction function) {

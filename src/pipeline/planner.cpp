@@ -154,11 +154,12 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
   if (!errors.empty()) throw ConfigError(place, errors);
 }
 
-void require_text(const Job& job, const calib::Needs& needs, const std::string& method) {
+/// Methods that never do without a text are refused when the job is parsed; others depend on their settings.
+void check_text(const Job& job, const std::string& method, const calib::Needs& needs) {
   if ((!needs.any() && !needs.gradients()) || !job.calibration.text.empty()) return;
   throw ConfigError("job: /calibration/text",
-                    fmt::format("must name a text, which the method {} takes its statistics from with "
-                                "these settings; it is missing or empty",
+                    fmt::format("must name a text, which the method {} takes its statistics from with these "
+                                "settings; it is missing or empty",
                                 method));
 }
 
@@ -175,7 +176,7 @@ calib::Needs plan_surveys(const Job& job, const MethodTable& methods, const mode
       plan.needs_samples = plan.needs_samples || survey->needs().any();
       plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
       all = all | survey->needs();
-      require_text(job, survey->needs(), method.name);
+      check_text(job, method.name, survey->needs());
       survey->check(plan.operators, plan.settings[p]);
     } catch (const InvalidArgument& misfit) {
       throw ConfigError(fmt::format("job: /passes/{}", p), misfit.what());
@@ -430,8 +431,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       plan.needs_samples = plan.needs_samples || instance->needs().any();
       plan.needs_gradients = plan.needs_gradients || instance->needs().gradients();
       gradients = gradients | instance->needs();
-      // Methods that never do without are refused when the job is parsed; others depend on their settings.
-      require_text(job, instance->needs(), pass.method);
+      check_text(job, pass.method, instance->needs());
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;

@@ -1,8 +1,10 @@
-// Any bytes as the safetensors file of a model of one block whose operators are stored in all formats:
-// refused as corrupt, or every weight decodes and can be applied. The seed is the output of a job on a random
-// llama of that size, weights_config.json its config.json.
+// Any bytes as the safetensors file of a model of one block, in which operators are stored in all dense
+// formats, or in all sparse ones: refused as corrupt, or every weight decodes and can be applied. The seeds
+// are outputs of jobs on random llamas of that size, weights_config.json and sparse_weights_config.json their
+// config.json.
 #include <ATen/ATen.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -15,6 +17,7 @@
 #include "lcomp/io/files.h"
 #include "lcomp/io/safetensors.h"
 #include "lcomp/model/model.h"
+#include "lcomp/quant/quantized_weight.h"
 
 namespace {
 
@@ -39,19 +42,28 @@ io::CheckpointPtr checkpoint_of(std::string_view file) {
   return std::make_shared<io::MemoryCheckpoint>(tensors, float8);
 }
 
+/// Throws what reading throws.
+void decode_block(const std::string& config, std::string_view file) {
+  const model::Model model(config, checkpoint_of(file), "fuzz");
+  const model::Block block = model.load_block(0);
+  for (const model::LinearOp& op : block.ops()) {
+    op.weight->dense();
+    if (dynamic_cast<const quant::QuantizedWeight*>(op.weight.get()) == nullptr)
+      op.weight->apply(at::ones({2, op.info.in_features}));
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const std::string config = io::read_file(LCOMP_FUZZ_CONFIG);
-  try {
-    const model::Model model(config, checkpoint_of({reinterpret_cast<const char*>(data), size}), "fuzz");
-    const model::Block block = model.load_block(0);
-    for (const model::LinearOp& op : block.ops()) {
-      op.weight->dense();
-      if (op.weight->quantizes_input()) op.weight->apply(at::ones({2, op.info.in_features}));
+  static const std::array configs = {io::read_file(LCOMP_FUZZ_DIR "/weights_config.json"),
+                                     io::read_file(LCOMP_FUZZ_DIR "/sparse_weights_config.json")};
+  for (const std::string& config : configs) {
+    try {
+      decode_block(config, {reinterpret_cast<const char*>(data), size});
+    } catch (const CorruptFile&) {
+    } catch (const Unsupported&) {
     }
-  } catch (const CorruptFile&) {
-  } catch (const Unsupported&) {
   }
   return 0;
 }

@@ -115,3 +115,18 @@ TEST_CASE("mixed precision diverges less than uniform bits at equal bytes", "[pi
   CHECK(*chosen.evaluation.at(1).kl_mean < *even.evaluation.at(1).kl_mean);
   CHECK(chosen.totals.bytes_after <= even.totals.bytes_after);
 }
+
+TEST_CASE("sparsity allocated by estimated losses diverges less than uniform", "[pipeline][quality][slow]") {
+  const test::TempDir dir;
+  for (const char* method : {"wanda", "sparsegpt"}) {
+    CAPTURE(method);
+    const auto pruned = [&](const char* allocation) {
+      const Json pass = {{"method", method}, {"sparsity", 0.7}, {"allocation", allocation}};
+      return scored_run(dir / (std::string(method) + allocation), Json::array({pass}), 0);
+    };
+    const auto even = pruned("uniform"), chosen = pruned("budget");
+    CHECK(*chosen.evaluation.at(1).kl_mean < 0.85 * *even.evaluation.at(1).kl_mean);
+    CHECK(*chosen.evaluation.at(1).perplexity < *even.evaluation.at(1).perplexity);
+    CHECK(chosen.totals.bytes_after < 1.005 * even.totals.bytes_after);
+  }
+}

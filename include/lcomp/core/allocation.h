@@ -27,4 +27,25 @@ struct AllocationOption {
 /// cheapest options exceed the budget (the message says what they cost).
 std::vector<size_t> allocate(const std::vector<std::vector<AllocationOption>>& items, int64_t budget);
 
+/// A point of a curve: how much of something (weights removed) costs how much loss.
+struct CurvePoint {
+  double amount = 0;
+  double loss = 0;
+};
+
+/// Chooses one amount per curve so that the losses add up to the least and the amounts to `total`:
+///     min sum_i loss_i(a_i)   s.t.   sum_i a_i = total,
+/// where loss_i is the lower convex hull of the points of curve i, linear between them. Exact for the hulls:
+/// their segments are taken in the order of their slopes, of equal ones those of earlier curves first, and
+/// the last one in part. All amounts but one are points of their curves.
+///
+/// The amounts of each curve ascend. Throws InvalidArgument when they do not, a curve is empty, a loss is not
+/// finite, or `total` is less than all first or more than all last amounts.
+std::vector<double> allocate_amounts(const std::vector<std::vector<CurvePoint>>& curves, double total);
+
+/// Factors that draw the losses per cost of items towards their geometric mean (weighted by the costs): with
+/// r_i = loss_i / cost_i the ratio r_i / mean becomes its power `trust`. What an estimate has too much of is
+/// then not paid for in full. Items without a loss get 1.
+std::vector<double> shrinkage(const std::vector<AllocationOption>& items, double trust);
+
 }  // namespace lcomp

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <tuple>
 #include <typeinfo>
+#include <utility>
 #include <vector>
 
 #include "lcomp/core/error.h"
@@ -34,6 +35,10 @@ struct PassOptions {
     if (found == nullptr)
       throw InternalError("PassOptions::part", "the settings must have the part asked for");
     return *static_cast<const Struct*>(found);
+  }
+  template <class Struct>
+  Struct& part() {
+    return const_cast<Struct&>(std::as_const(*this).part<Struct>());
   }
 
  protected:

@@ -65,6 +65,10 @@ struct MatrixResult {
 using MatrixFunction = std::function<MatrixResult(const at::Tensor& weight, const calib::InputStats& stats,
                                                   const PassOptions& options, PassContext& context)>;
 
+/// The statistics of a group as the operator at position `k` in it sees them: of what is one operator's only
+/// its own.
+calib::InputStats of_operator(const calib::InputStats& stats, size_t k);
+
 /// Lifts a function on matrices into a pass.
 std::unique_ptr<Pass> linear_pass(std::string name, calib::Needs needs, bool sequential,
                                   MatrixFunction function);

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "lcomp/core/threads.h"
@@ -20,6 +21,18 @@ struct RowSample {
 
 /// `energies`: one number per row. All rows, each for itself, when there are no more than `count`.
 RowSample sample_rows(const std::vector<double>& energies, int64_t count);
+
+/// Estimates what each of several ways to treat a matrix loses, from a sample of its rows:
+///     sum_o s_o (d_o M d_o^T),   d_o = row o of W - W^,
+/// each row's loss counting for its stratum. For what M and s may be, see `losses_by_bits`.
+///
+/// weight: [out, in]. moment: M, [in, in]. row_weights: s, [out]; undefined for 1. `treated(rows, way)`
+/// returns those rows of W^ ([rows, in]; the positions are an int64 tensor) for ways 0 ... ways - 1. Throws
+/// NumericalError when a loss is not finite, InvalidArgument when row weights or moment have another shape or
+/// sampled_rows < 1.
+std::vector<double> sampled_losses(
+    const at::Tensor& weight, const at::Tensor& moment, const at::Tensor& row_weights, int64_t sampled_rows,
+    size_t ways, const std::function<at::Tensor(const at::Tensor& rows, size_t way)>& treated);
 
 /// Estimates what GPTQ would lose at several bit widths without quantizing the whole matrix: for each b
 ///     sum_o s_o (d_o M d_o^T),   d_o = row o of W - W^_b,

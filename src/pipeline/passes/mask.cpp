@@ -9,6 +9,7 @@
 #include "lcomp/sparse/sparse_weight.h"
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/sparsity_plan.h"
+#include "pipeline/passes/sparsity_survey.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -35,9 +36,9 @@ struct RelativeImportanceOptions {
   }
 };
 
-using MaskPassOptions = PassOptionsOf<sparse::Sparsity, SparseStorageOptions, MaskOptions>;
-using RelativePassOptions =
-    PassOptionsOf<sparse::Sparsity, SparseStorageOptions, MaskOptions, RelativeImportanceOptions>;
+using MaskPassOptions = PassOptionsOf<sparse::Sparsity, AllocationOptions, SparseStorageOptions, MaskOptions>;
+using RelativePassOptions = PassOptionsOf<sparse::Sparsity, AllocationOptions, SparseStorageOptions,
+                                          MaskOptions, RelativeImportanceOptions>;
 
 using RecoverPassOptions =
     PassOptionsOf<sparse::Sparsity, SparseStorageOptions, MaskOptions, sparse::RecoverOptions>;
@@ -143,7 +144,30 @@ struct Facts {
   Saliency saliency;
   bool reads_inputs;
   bool reads_gradients;
+  bool comparable = false;  ///< scores of different operators
 };
+
+/// Masks of some rows, for surveys; what a refit adds does not count.
+OperatorPruner row_masks(Saliency saliency, ThreadPool& pool) {
+  return [saliency, &pool](const at::Tensor& weight, const calib::InputStats& own,
+                           const PassOptions& settings) -> RowPruner {
+    return [weight, scores = saliency(weight, own, settings), &pool](const at::Tensor& rows,
+                                                                     const sparse::Sparsity& sparsity) {
+      return weight.index_select(0, rows) *
+             sparse::select_kept(scores.index_select(0, rows), sparsity, &pool);
+    };
+  };
+}
+
+PrunedBy pruned_by(const Facts& facts) {
+  PrunedBy by;
+  by.needs = {.second_moment = facts.reads_inputs, .gradient_squares = facts.reads_gradients};
+  by.start_group = [saliency = facts.saliency](const calib::InputStats&, PassContext& context) {
+    return row_masks(saliency, context.pool);
+  };
+  by.scores = facts.saliency;
+  return by;
+}
 
 template <class Options>
 MethodInfo mask_method(const Facts& facts) {
@@ -152,9 +176,10 @@ MethodInfo mask_method(const Facts& facts) {
   info.summary = facts.summary;
   info.needs_calibration = facts.reads_inputs || facts.reads_gradients;
   info.default_options = [] { return std::make_unique<Options>(); };
-  info.plan_weight = [name = facts.name](const PassOptions& options, const PlannedOperator& op) {
-    return plan_sparse(options.part<sparse::Sparsity>(), options.part<SparseStorageOptions>(), name, op);
+  info.plan_weight = [facts](const PassOptions& options, const PlannedOperator& op) {
+    return plan_allocated(options, facts.name, facts.comparable, op);
   };
+  add_allocation(info, pruned_by(facts));
   info.make_passes = [facts](const PassOptions& options) {
     const bool moment = facts.reads_inputs || options.part<MaskOptions>().refit;
     const calib::Needs needs{.second_moment = moment, .gradient_squares = facts.reads_gradients};
@@ -175,7 +200,7 @@ MethodInfo mask_method(const Facts& facts) {
 
 MethodInfo magnitude_method() {
   return mask_method<MaskPassOptions>(
-      {"magnitude", "removes the smallest weights", by_magnitude, false, false});
+      {"magnitude", "removes the smallest weights", by_magnitude, false, false, true});
 }
 
 MethodInfo wanda_method() {
@@ -192,7 +217,7 @@ MethodInfo ria_method() {
 MethodInfo obd_method() {
   return mask_method<MaskPassOptions>(
       {"obd", "removes the weights with the least w^2 F, F the Fisher information (LeCun et al. 1989)",
-       by_damage, false, true});
+       by_damage, false, true, true});
 }
 
 MethodInfo wrp_method() {

@@ -1,33 +1,15 @@
-#include <cmath>
 #include <map>
 #include <utility>
 
 #include "lcomp/core/allocation.h"
 #include "lcomp/core/error.h"
-#include "lcomp/core/weight_error.h"
 #include "lcomp/pipeline/survey.h"
 #include "lcomp/quant/gptq.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "lcomp/quant/sensitivity.h"
+#include "pipeline/passes/model_loss.h"
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/scheme_plan.h"
-
-namespace lcomp::pipeline {
-
-/// By what the loss of an operator is compared with that of others.
-enum class Sensitivity {
-  kModelLoss,  ///< by what its outputs mean to the model's loss: squared gradients, from a sweep of their own
-  kOutputs,    ///< by |Y - Y^|^2 / |Y|^2 of its outputs: no gradients, but blind to which operators matter
-};
-
-}  // namespace lcomp::pipeline
-
-namespace lcomp {
-template <>
-struct EnumNames<pipeline::Sensitivity> {
-  static constexpr std::array<std::string_view, 2> names = {"model_loss", "outputs"};
-};
-}  // namespace lcomp
 
 namespace lcomp::pipeline {
 namespace {
@@ -99,9 +81,7 @@ class WidthSurvey final : public Survey {
  public:
   WidthSurvey(const PassOptions& entry, at::ScalarType dtype) : budget_(mixed(entry)), dtype_(dtype) {}
 
-  calib::Needs needs() const override {
-    return {.second_moment = true, .gradient_moments = budget_.sensitivity == Sensitivity::kModelLoss};
-  }
+  calib::Needs needs() const override { return needs_of(budget_.sensitivity); }
 
   void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const override {
     int64_t least = 0;
@@ -139,12 +119,10 @@ class WidthSurvey final : public Survey {
         factor = factors.emplace(settings, std::move(made)).first;
       }
       const at::Tensor weight = op.weight->dense();
-      const bool by_loss = needs().gradient_moments;
-      const at::Tensor row_weights = by_loss ? shares(stats.output_gradients[k], stats.output_gradients)
-                                             : relative_weights(weight, stats.second_moment, &context.pool);
-      numbers[op.info.name] = quant::losses_by_bits(
-          weight, factor->second, scheme, widths(mixed(*settings)), gptq, mixed(*settings).sampled_rows,
-          row_weights, by_loss ? stats.gradient_moment : at::Tensor(), &context.pool);
+      const LossWeights loss = loss_weights(budget_.sensitivity, weight, stats, k, &context.pool);
+      numbers[op.info.name] =
+          quant::losses_by_bits(weight, factor->second, scheme, widths(mixed(*settings)), gptq,
+                                mixed(*settings).sampled_rows, loss.row_weights, loss.moment, &context.pool);
     }
     return numbers;
   }
@@ -191,40 +169,14 @@ class WidthSurvey final : public Survey {
   }
 
  private:
-  /// Draws the loss per byte of every item towards the geometric mean over the items, by the power `trust`:
-  /// what an estimate has too much of is then not paid for in full. Items are compared at one width; the
-  /// course of the loss over the widths stays.
+  /// Draws the loss per byte of every item towards the mean (`shrinkage`). Items are compared at one width;
+  /// the course of the loss over the widths stays.
   void shrink(std::vector<std::vector<AllocationOption>>& items,
               const std::vector<AllocationOption>& at_common) const {
-    double logarithms = 0, bytes = 0;
-    for (const AllocationOption& at : at_common) {
-      if (!(at.loss > 0)) continue;
-      const auto cost = static_cast<double>(at.cost);
-      logarithms += std::log(at.loss / cost) * cost;
-      bytes += cost;
-    }
+    const std::vector<double> factors = shrinkage(at_common, budget_.trust);
     for (size_t k = 0; k < items.size(); ++k) {
-      if (!(at_common[k].loss > 0)) continue;
-      const double log_ratio =
-          std::log(at_common[k].loss / static_cast<double>(at_common[k].cost)) - logarithms / bytes;
-      for (AllocationOption& option : items[k]) option.loss *= std::exp(log_ratio * (budget_.trust - 1));
+      for (AllocationOption& option : items[k]) option.loss *= factors[k];
     }
-  }
-
-  /// Squared gradients of an operator's outputs over those of all outputs of its group.
-  static at::Tensor shares(const at::Tensor& of_operator, const std::vector<at::Tensor>& of_group) {
-    double sum = 0;
-    for (const at::Tensor& squares : of_group) {
-      if (squares.defined()) sum += squares.sum(at::kDouble).item<double>();
-    }
-    return of_operator.to(at::kDouble) / (sum > 0 ? sum : 1.0);
-  }
-
-  /// 1 / |Y|^2 for every row: losses become shares of the operator's outputs.
-  static at::Tensor relative_weights(const at::Tensor& weight, const at::Tensor& second_moment,
-                                     ThreadPool* pool) {
-    const double energy = activation_energy(weight.to(at::kDouble), second_moment, pool);
-    return at::full({weight.size(0)}, energy > 0 ? 1 / energy : 0.0, at::kDouble);
   }
 
   static double weights(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) {

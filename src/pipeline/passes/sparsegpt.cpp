@@ -7,6 +7,7 @@
 #include "pipeline/passes/passes.h"
 #include "pipeline/passes/scheme_plan.h"
 #include "pipeline/passes/sparsity_plan.h"
+#include "pipeline/passes/sparsity_survey.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -26,12 +27,51 @@ struct SparseGptPassSettings {
   }
 };
 
-using SparseGptPassOptions = PassOptionsOf<sparse::Sparsity, SparseStorageOptions, sparse::SparseGptOptions,
-                                           SparseGptPassSettings, quant::QuantScheme>;
+using SparseGptPassOptions =
+    PassOptionsOf<sparse::Sparsity, AllocationOptions, SparseStorageOptions, sparse::SparseGptOptions,
+                  SparseGptPassSettings, quant::QuantScheme>;
 
 std::optional<quant::QuantScheme> grid_of(const PassOptions& options) {
   if (!options.part<SparseGptPassSettings>().quantize) return std::nullopt;
   return options.part<quant::QuantScheme>();
+}
+
+/// Operators with the same settings share the factor of their common input.
+class Factors {
+ public:
+  Factors(const at::Tensor& second_moment, ThreadPool& pool) : second_moment_(second_moment), pool_(pool) {}
+
+  const quant::GptqFactor& of(const PassOptions& settings) {
+    auto found = factors_.find(&settings);
+    if (found == factors_.end()) {
+      const double damping = settings.part<sparse::SparseGptOptions>().damping;
+      auto made = quant::gptq_factor(second_moment_, {.granularity = quant::Granularity::kChannel},
+                                     {.damping = damping}, &pool_);
+      found = factors_.emplace(&settings, std::move(made)).first;
+    }
+    return found->second;
+  }
+
+ private:
+  at::Tensor second_moment_;
+  ThreadPool& pool_;
+  std::map<const PassOptions*, quant::GptqFactor> factors_;
+};
+
+/// Walks over some rows, for surveys; neither a refit nor the grid counts.
+OperatorPruner walks_over_rows(const calib::InputStats& stats, PassContext& context) {
+  auto factors = std::make_shared<Factors>(stats.second_moment, context.pool);
+  return
+      [factors, &context](const at::Tensor& weight, const calib::InputStats&, const PassOptions& settings) {
+        sparse::SparseGptOptions options = settings.part<sparse::SparseGptOptions>();
+        options.refit = options.strict = false;
+        return [factors, &context, weight, &settings, options](const at::Tensor& rows,
+                                                               const sparse::Sparsity& sparsity) {
+          return sparse::sparsegpt(weight.index_select(0, rows), factors->of(settings), sparsity, options,
+                                   nullptr, context.model_dtype, &context.pool)
+              .weight;
+        };
+      };
 }
 
 class SparseGptPass final : public Pass {
@@ -45,22 +85,12 @@ class SparseGptPass final : public Pass {
 
   void compress(model::Block& block, size_t group, const calib::InputStats& stats,
                 PassContext& context) const override {
-    // Operators with the same settings share the factor of their common input.
-    std::map<const PassOptions*, quant::GptqFactor> factors;
+    Factors factors(stats.second_moment, context.pool);
     for (const size_t op : block.groups()[group].operators) {
       const PassOptions* settings = context.settings(block.ops()[op].info.name);
       if (settings == nullptr) continue;
       const Stopwatch watch;
-      auto factor = factors.find(settings);
-      if (factor == factors.end()) {
-        const double damping = settings->part<sparse::SparseGptOptions>().damping;
-        factor = factors
-                     .emplace(settings, quant::gptq_factor(stats.second_moment,
-                                                           {.granularity = quant::Granularity::kChannel},
-                                                           {.damping = damping}, &context.pool))
-                     .first;
-      }
-      MatrixResult result = prune(*block.ops()[op].weight, factor->second, *settings, context);
+      MatrixResult result = prune(*block.ops()[op].weight, factors.of(*settings), *settings, context);
       replace_and_report(block, op, std::move(result), kSparseGptMethod, watch.seconds(), stats, context);
     }
   }
@@ -99,7 +129,7 @@ class SparseGptPass final : public Pass {
 
 PlannedWeight plan_sparsegpt(const PassOptions& options, const PlannedOperator& op) {
   const auto& sparsity = options.part<sparse::Sparsity>();
-  PlannedWeight pruned = plan_sparse(sparsity, options.part<SparseStorageOptions>(), kSparseGptMethod, op);
+  PlannedWeight pruned = plan_allocated(options, kSparseGptMethod, false, op);
   const auto scheme = grid_of(options);
   sparse::check_sparse_grid(sparsity, options.part<sparse::SparseGptOptions>(), scheme ? &*scheme : nullptr);
   if (!scheme) return pruned;
@@ -122,6 +152,7 @@ MethodInfo sparsegpt_method() {
   };
   info.plan_weight = plan_sparsegpt;
   info.pass_settings = {"true_sequential"};
+  add_allocation(info, {.needs = {.second_moment = true}, .start_group = walks_over_rows});
   info.make_passes = [](const PassOptions& options) {
     return chain_of(std::make_unique<SparseGptPass>(options));
   };

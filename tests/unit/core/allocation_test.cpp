@@ -7,7 +7,10 @@
 #include "support/error_text.h"
 
 using lcomp::allocate;
+using lcomp::allocate_amounts;
 using lcomp::AllocationOption;
+using lcomp::CurvePoint;
+using lcomp::shrinkage;
 using lcomp::test::error_text;
 
 namespace {
@@ -137,4 +140,70 @@ TEST_CASE("what cannot be allocated is refused", "[core][allocation]") {
             allocate({{{1, std::nan("")}}}, 6);
           }) ==
           "[allocate] costs must not be negative and losses must be finite; item 0 has cost 1 and loss nan");
+}
+
+TEST_CASE("amounts add up to the total, at no more loss than any others on the curves",
+          "[core][allocation]") {
+  // Convex: a_i = x^2 and 3 (x - 1)^2 and |x - 2| between integers, amounts 0 to 4.
+  std::vector<std::vector<CurvePoint>> curves(3);
+  for (int x = 0; x <= 4; ++x) {
+    curves[0].push_back({1.0 * x, 1.0 * x * x});
+    curves[1].push_back({1.0 * x, 3.0 * (x - 1) * (x - 1)});
+    curves[2].push_back({1.0 * x, std::abs(x - 2.0)});
+  }
+  const auto loss_at = [&](size_t i, double x) {
+    const auto k = std::min<size_t>(3, static_cast<size_t>(x));
+    return curves[i][k].loss + (x - static_cast<double>(k)) * (curves[i][k + 1].loss - curves[i][k].loss);
+  };
+  for (double total = 0; total <= 12; total += 0.5) {
+    CAPTURE(total);
+    const auto amounts = allocate_amounts(curves, total);
+    REQUIRE(amounts[0] + amounts[1] + amounts[2] == Approx(total).margin(1e-12));
+    double loss = 0;
+    for (size_t i = 0; i < 3; ++i) loss += loss_at(i, amounts[i]);
+    for (double a = 0; a <= 4; a += 0.25) {
+      for (double b = 0; b <= 4; b += 0.25) {
+        const double c = total - a - b;
+        if (c >= 0 && c <= 4) REQUIRE(loss <= loss_at(0, a) + loss_at(1, b) + loss_at(2, c) + 1e-12);
+      }
+    }
+  }
+}
+
+TEST_CASE("points above a line between others are passed over", "[core][allocation]") {
+  // The hull of the first goes straight from 0 to 4.
+  const std::vector<std::vector<CurvePoint>> curves = {{{0, 0}, {2, 9}, {4, 4}}, {{0, 0}, {4, 6}}};
+  REQUIRE(allocate_amounts(curves, 4) == std::vector<double>{4, 0});
+  REQUIRE(allocate_amounts(curves, 3) == std::vector<double>{3, 0});
+  REQUIRE(allocate_amounts({}, 0).empty());
+}
+
+TEST_CASE("trust 1 leaves losses, trust 0 makes all alike, and the mean stays", "[core][allocation]") {
+  const std::vector<AllocationOption> items = {{10, 1}, {20, 400}, {5, 0}, {30, 7}};
+  REQUIRE(shrinkage(items, 1) == std::vector<double>{1, 1, 1, 1});
+  const auto alike = shrinkage(items, 0), half = shrinkage(items, 0.5);
+  const auto ratio = [&](const std::vector<double>& factors, size_t i) {
+    return factors[i] * items[i].loss / static_cast<double>(items[i].cost);
+  };
+  REQUIRE(ratio(alike, 0) == Approx(ratio(alike, 1)));
+  REQUIRE(ratio(alike, 0) == Approx(ratio(alike, 3)));
+  REQUIRE(alike[2] == 1);
+  REQUIRE(ratio(half, 1) / ratio(half, 0) == Approx(std::sqrt(200.0)));
+  double logarithms = 0;
+  for (const size_t i : {0, 1, 3}) logarithms += std::log(alike[i]) * static_cast<double>(items[i].cost);
+  REQUIRE(logarithms == Approx(0).margin(1e-12));
+}
+
+TEST_CASE("curves and totals that do not fit are refused", "[core][allocation]") {
+  REQUIRE(error_text([] {
+            allocate_amounts({{{1, 0}, {2, 1}}}, 0.5);
+          }) == "[allocate_amounts] the total must cover the first amounts, 1; it is 0.5");
+  REQUIRE(error_text([] {
+            allocate_amounts({{{1, 0}, {2, 1}}}, 3);
+          }) == "[allocate_amounts] the total must not exceed the last amounts, 2; it is 3");
+  REQUIRE(error_text([] { allocate_amounts({{}}, 0); }) ==
+          "[allocate_amounts] every curve must have a point; curve 0 has none");
+  REQUIRE(error_text([] {
+            allocate_amounts({{{1, 0}, {1, 1}}}, 1);
+          }) == "[allocate_amounts] amounts must ascend and losses be finite; curve 0 has 1 at 1");
 }

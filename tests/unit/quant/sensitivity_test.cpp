@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <catch2/catch.hpp>
+#include <limits>
 #include <numeric>
 
 #include "support/error_text.h"
@@ -103,7 +104,7 @@ TEST_CASE("a moment weighted by gradients gives the second-order change of the l
   REQUIRE(error_text([&] {
             losses_by_bits(weight, factor, groups_of_16(), kBits, {}, 6, {}, at::ones({3, 3}));
           }) ==
-          "[losses_by_bits] the moment of the loss must be [32, 32], as that of the inputs; received [3, 3]");
+          "[sampled_losses] the moment of the loss must be [32, 32], as that of the inputs; received [3, 3]");
 }
 
 TEST_CASE("widths that do not ascend and empty samples are refused", "[quant][sensitivity]") {
@@ -115,7 +116,26 @@ TEST_CASE("widths that do not ascend and empty samples are refused", "[quant][se
   REQUIRE(error_text([&] { losses_by_bits(weight, factor, groups_of_16(), {}); }) ==
           "[losses_by_bits] the bit widths must ascend; received []");
   REQUIRE(error_text([&] { losses_by_bits(weight, factor, groups_of_16(), {4}, {}, 0); }) ==
-          "[losses_by_bits] at least one row must be sampled; received 0");
+          "[sampled_losses] at least one row must be sampled; received 0");
   REQUIRE(error_text([&] { losses_by_bits(weight, factor, groups_of_16(), {4}, {}, 1, at::ones({3})); }) ==
-          "[losses_by_bits] the row weights must be [4]; received [3]");
+          "[sampled_losses] the row weights must be [4]; received [3]");
+}
+
+TEST_CASE("losses of all rows are exact, those of a sample stand for them", "[quant][sensitivity]") {
+  const at::Tensor weight = normal_matrix(300, 16, "w"), moment = correlated_moment(16, 50);
+  const at::Tensor s = normal_matrix(300, 1, "s").square().flatten();
+  const auto halved = [&](const at::Tensor& rows, size_t way) {
+    return weight.index_select(0, rows) * (way == 0 ? 1.0 : 0.5);
+  };
+  const auto all = sampled_losses(weight, moment, s, 300, 2, halved);
+  const at::Tensor d = (weight / 2).to(at::kDouble);
+  const double exact = (d.matmul(moment.to(at::kDouble)) * d).sum(1).dot(s.to(at::kDouble)).item<double>();
+  REQUIRE(all[0] == 0);
+  REQUIRE(all[1] == Approx(exact).epsilon(1e-9));
+  REQUIRE(sampled_losses(weight, moment, s, 50, 2, halved)[1] == Approx(exact).epsilon(0.1));
+  const auto endless = [&](const at::Tensor& rows, size_t) {
+    return weight.index_select(0, rows) + std::numeric_limits<double>::infinity();
+  };
+  REQUIRE_THAT(error_text([&] { sampled_losses(weight, moment, s, 4, 1, endless); }),
+               Catch::StartsWith("[sampled_losses] the estimated loss must be finite; of way 0 it is "));
 }
