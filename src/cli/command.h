@@ -41,6 +41,7 @@ Command inspect_command();
 Command eval_command();
 Command verify_command();
 Command export_command();
+Command bench_command();
 Command list_command();
 Command schema_command();
 

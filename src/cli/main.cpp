@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
                               eval_command(),
                               verify_command(),
                               export_command(),
+                              bench_command(),
                               list_command(),
                               schema_command(),
                           });

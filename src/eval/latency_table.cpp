@@ -62,12 +62,14 @@ double seconds_of_half(Architecture architecture, const model::BlockWidths& widt
 }  // namespace
 
 LatencyTable latency_table(const Architecture& architecture, int64_t tokens, int64_t steps, ThreadPool* pool,
-                           const TimingOptions& options) {
+                           const TimingOptions& given) {
   if (tokens < 1 || steps < 1 || steps > architecture.intermediate_size) {
     throw InvalidArgument("latency_table",
                           fmt::format("tokens must be from 1 up and steps from 1 to {}; they are {} and {}",
                                       architecture.intermediate_size, tokens, steps));
   }
+  TimingOptions options = given;
+  if (!options.clock) options.clock = clock_for(pool == nullptr ? 1 : pool->size());
   LatencyTable table{{0}, {0}, {0}};
   for (int64_t groups = 1; groups <= architecture.kv_heads; ++groups) {
     const model::BlockWidths widths{architecture.heads / architecture.kv_heads * groups, groups, 1};

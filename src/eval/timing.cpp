@@ -22,6 +22,11 @@ double quantile(std::vector<double> values, double share) {
 
 }  // namespace
 
+std::function<double()> clock_for(int threads) {
+  if (threads == 1) return [] { return cpu_seconds(CLOCK_THREAD_CPUTIME_ID); };
+  return [watch = Stopwatch()] { return watch.seconds(); };
+}
+
 double Timing::median() const {
   return quantile(seconds, 0.5);
 }
@@ -51,8 +56,7 @@ std::vector<Timing> time_in_turn(const std::vector<std::function<void()>>& calls
   if (options.repeats < 1)
     throw InvalidArgument("time_in_turn",
                           fmt::format("repeats must be from 1 up; it is {}", options.repeats));
-  const Stopwatch watch;
-  const auto now = [&] { return options.clock ? options.clock() : watch.seconds(); };
+  const auto now = options.clock ? options.clock : clock_for(0);
   const auto seconds_of = [&](const std::function<void()>& call, int64_t times) {
     const double begin = now();
     for (int64_t i = 0; i < times; ++i) call();

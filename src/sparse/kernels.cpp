@@ -149,96 +149,134 @@ const T* RowValues(const BitmaskRows& w, int64_t r, std::vector<T>& padded) {
   return Readable(static_cast<const T*>(w.values), w.offsets[r], end, w.count, padded);
 }
 
-/// Calls body(column, mask, values) for each vector of columns of a row.
-template <class T, class Body>
-HWY_INLINE void ForVectors(const BitmaskRows& w, int64_t r, const T* values, const Body& body) {
-  const int64_t width = (w.in + 7) / 8;
-  const uint8_t* row = w.mask + r * width;
-  for (int64_t c = 0; c < w.in; c += 64) {
-    const uint64_t bits = BitsFrom(row + c / 8, width - c / 8);
-    for (int64_t part = 0; part < 64 / kLanes; ++part) {
-      const uint32_t mask = LaneMask(bits, part);
-      body(c, part, mask, values);
-      values += hwy::PopCount(mask);
+/// Column c of token t.
+template <int kTokens>
+HWY_INLINE const float* InputAt(const float* x, int64_t c, int64_t t) {
+  return x + (c / kInputChunk * kTokens + t) * kInputChunk + c % kInputChunk;
+}
+
+/// Chains of sums for each token, so that no addition waits for the one before.
+template <int kTokens>
+constexpr int kChainsFor = kTokens == 1   ? 4
+                           : kTokens == 2 ? 2
+                                          : 1;
+
+/// Through memory: variable places in the arrays of sums would keep these out of registers all along.
+template <int kRows, int kTokens, int kChains>
+HWY_INLINE void Totals(const V (&sums)[kRows][kTokens][kChains], float (&totals)[kRows][kTokens]) {
+  const D d;
+  HWY_ALIGN float lanes[kRows * kTokens * kLanes];
+  for (int i = 0; i < kRows; ++i) {
+    for (int t = 0; t < kTokens; ++t) {
+      V sum = sums[i][t][0];
+      for (int chain = 1; chain < kChains; ++chain) sum = hn::Add(sum, sums[i][t][chain]);
+      hn::Store(sum, d, lanes + (i * kTokens + t) * kLanes);
     }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int t = 0; t < kTokens; ++t)
+      totals[i][t] = hn::GetLane(hn::SumOfLanes(d, hn::Load(d, lanes + (i * kTokens + t) * kLanes)));
   }
 }
 
-/// Several chains of sums where there are few tokens, so that no addition waits for the one before.
 template <class T, int kTokens>
-void DotBitmaskRows(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                    int64_t tokens, float* y, int64_t y_stride) {
-  constexpr int kChains = kTokens == 1 ? 4 : kTokens == 2 ? 2 : 1;
+void DotBitmaskRows(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t tokens,
+                    float* y, int64_t y_stride) {
+  constexpr int kChains = kChainsFor<kTokens>;
   const D d;
+  const int64_t width = (w.in + 7) / 8;
   std::vector<T> padded;
   for (int64_t r = first; r < last; ++r) {
-    V sums[kTokens][kChains];
-    for (auto& of_token : sums) {
-      for (V& sum : of_token) sum = hn::Zero(d);
+    const T* values = RowValues(w, r, padded);
+    V sums[1][kTokens][kChains];
+    for (int t = 0; t < kTokens; ++t) {
+      for (int chain = 0; chain < kChains; ++chain) sums[0][t][chain] = hn::Zero(d);
     }
-    ForVectors(w, r, RowValues(w, r, padded),
-               [&](int64_t c, int64_t part, uint32_t mask, const T* values) HWY_ATTR {
-                 const V elements = Expanded(mask, values);
-                 for (int t = 0; t < kTokens; ++t) {
-                   const float* at = x + std::min<int64_t>(t, tokens - 1) * stride + c + part * kLanes;
-                   V& sum = sums[t][part % kChains];
-                   sum = hn::MulAdd(elements, hn::LoadU(d, at), sum);
-                 }
-               });
-    for (int t = 0; t < kTokens && t < tokens; ++t) {
-      for (int chain = 1; chain < kChains; ++chain) sums[t][0] = hn::Add(sums[t][0], sums[t][chain]);
-      y[t * y_stride + r] = hn::GetLane(hn::SumOfLanes(d, sums[t][0]));
+    for (int64_t c = 0; c < w.in; c += 64) {
+      const uint64_t bits = BitsFrom(w.mask + r * width + c / 8, width - c / 8);
+      for (int64_t part = 0; part < 64 / kLanes; part += kChains) {
+        for (int chain = 0; chain < kChains; ++chain) {
+          const uint32_t mask = LaneMask(bits, part + chain);
+          const V elements = Expanded(mask, values);
+          values += hwy::PopCount(mask);
+          const float* at = InputAt<kTokens>(x, c + (part + chain) * kLanes, 0);
+          for (int t = 0; t < kTokens; ++t)
+            sums[0][t][chain] = hn::MulAdd(elements, hn::LoadU(d, at + t * kInputChunk), sums[0][t][chain]);
+        }
+      }
     }
+    float totals[1][kTokens];
+    Totals(sums, totals);
+    for (int64_t t = 0; t < tokens; ++t) y[t * y_stride + r] = totals[0][t];
   }
 }
 
-template <class T, int kTokens>
-void DotTwoOfFourRows(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                      int64_t tokens, float* y, int64_t y_stride) {
-  constexpr int kChains = kTokens == 1 ? 4 : kTokens == 2 ? 2 : 1;
+/// kRows rows for each vector of inputs.
+template <class T, int kTokens, int kRows>
+HWY_INLINE void DotTwoOfFourStep(const TwoOfFourRows& w, int64_t r, const float* x, int64_t tokens, float* y,
+                                 int64_t y_stride) {
+  constexpr int kChains = kChainsFor<kTokens>;
   constexpr int64_t kStep = 2 * kLanes;
   const D d;
   const DU du;
   const auto lanes = hn::Iota(du, 0);
   const auto shift = hn::Add(lanes, lanes);
   const auto quadruple = hn::ShiftLeft<2>(hn::ShiftRight<1>(lanes));
-  const int64_t words = (w.in / 4 + 3) / 4;
-  for (int64_t r = first; r < last; ++r) {
-    const T* values = static_cast<const T*>(w.values) + r * w.in / 2;
-    const auto* positions = reinterpret_cast<const uint8_t*>(w.positions + r * words);
-    V sums[kTokens][kChains];
-    for (auto& of_token : sums) {
-      for (V& sum : of_token) sum = hn::Zero(d);
-    }
-    const auto step = [&](int64_t c, int chain) HWY_ATTR {
-      uint32_t bits = 0;
-      std::memcpy(&bits, positions + c / 8, kStep / 8);
-      const auto in_four = hn::And(hn::Shr(hn::Set(du, bits), shift), hn::Set(du, 3));
-      const auto index = hn::Or(in_four, quadruple);
-      const V elements = Widened(d, values + c / 2);
-      for (int t = 0; t < kTokens; ++t) {
-        const float* at = x + std::min<int64_t>(t, tokens - 1) * stride + c;
-        const V inputs = LookedUp(hn::LoadU(d, at), hn::LoadU(d, at + kLanes), index);
-        sums[t][chain] = hn::MulAdd(elements, inputs, sums[t][chain]);
-      }
-    };
-    int64_t c = 0;
-    if constexpr (kLanes >= 4) {  // whole quadruples
-      for (; c + kChains * kStep <= w.in; c += kChains * kStep) {
-        for (int chain = 0; chain < kChains; ++chain) step(c + chain * kStep, chain);
-      }
-      for (; c + kStep <= w.in; c += kStep) step(c, 0);
-    }
-    for (int t = 0; t < kTokens && t < tokens; ++t) {
-      for (int chain = 1; chain < kChains; ++chain) sums[t][0] = hn::Add(sums[t][0], sums[t][chain]);
-      float sum = hn::GetLane(hn::SumOfLanes(d, sums[t][0]));
-      for (int64_t e = c / 2; e < w.in / 2; ++e) {
-        const int place = positions[e / 4] >> (2 * (e % 4)) & 3;
-        sum += One(values + e) * x[t * stride + e / 2 * 4 + place];
-      }
-      y[t * y_stride + r] = sum;
+  const auto three = hn::Set(du, 3);
+  const int64_t words = (w.in / 4 + 3) / 4, half = w.in / 2;
+  const T* values = static_cast<const T*>(w.values) + r * half;
+  const auto* positions = reinterpret_cast<const uint8_t*>(w.positions + r * words);
+  V sums[kRows][kTokens][kChains];
+  for (int i = 0; i < kRows; ++i) {
+    for (int t = 0; t < kTokens; ++t) {
+      for (int chain = 0; chain < kChains; ++chain) sums[i][t][chain] = hn::Zero(d);
     }
   }
+  int64_t c = 0;
+  // Vectors of fewer lanes do not hold the whole of four columns.
+  for (; kLanes >= 4 && c + kStep <= w.in; c += kChains * kStep) {
+    for (int chain = 0; chain < kChains; ++chain) {
+      const int64_t at = c + chain * kStep;
+      if (at + kStep > w.in) continue;
+      V elements[kRows];
+      hn::Vec<DU> index[kRows];
+      for (int i = 0; i < kRows; ++i) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, positions + i * 2 * words + at / 8, kStep / 8);
+        index[i] = hn::Or(hn::And(hn::Shr(hn::Set(du, bits), shift), three), quadruple);
+        elements[i] = Widened(d, values + i * half + at / 2);
+      }
+      const float* low_at = InputAt<kTokens>(x, at, 0);
+      const float* high_at = InputAt<kTokens>(x, at + kLanes, 0);
+      for (int t = 0; t < kTokens; ++t) {
+        const V low = hn::LoadU(d, low_at + t * kInputChunk), high = hn::LoadU(d, high_at + t * kInputChunk);
+        for (int i = 0; i < kRows; ++i)
+          sums[i][t][chain] = hn::MulAdd(elements[i], LookedUp(low, high, index[i]), sums[i][t][chain]);
+      }
+    }
+  }
+  const int64_t done = kLanes >= 4 ? w.in / kStep * kStep : 0;
+  float totals[kRows][kTokens];
+  Totals(sums, totals);
+  for (int i = 0; i < kRows; ++i) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      float sum = totals[i][t];
+      for (int64_t e = done / 2; e < half; ++e) {
+        const int place = positions[i * 2 * words + e / 4] >> (2 * (e % 4)) & 3;
+        sum += One(values + i * half + e) * *InputAt<kTokens>(x, e / 2 * 4 + place, t);
+      }
+      y[t * y_stride + r + i] = sum;
+    }
+  }
+}
+
+template <class T, int kTokens>
+void DotTwoOfFourRows(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t tokens,
+                      float* y, int64_t y_stride) {
+  constexpr int kRows = kTokens == 8 && kLanes >= 16 ? 2 : 1;  // as there are registers
+  int64_t r = first;
+  for (; r + kRows <= last; r += kRows) DotTwoOfFourStep<T, kTokens, kRows>(w, r, x, tokens, y, y_stride);
+  for (; r < last; ++r) DotTwoOfFourStep<T, kTokens, 1>(w, r, x, tokens, y, y_stride);
 }
 
 template <class T>
@@ -270,17 +308,21 @@ HWY_INLINE void SumOfColumns(const float* values, const int32_t* columns, int64_
   for (auto& chain : sums) {
     for (VW& sum : chain) sum = hn::Zero(d);
   }
-  const auto add = [&](int64_t e, VW* chain) HWY_ATTR {
+  int64_t e = 0;
+  for (; e + kChains <= count; e += kChains) {
+    for (int chain = 0; chain < kChains; ++chain) {
+      const VW value = hn::Set(d, values[e + chain]);
+      const float* column = panel + int64_t{columns[e + chain]} * kWidth;
+      for (int v = 0; v < kVectors; ++v)
+        sums[chain][v] = hn::MulAdd(value, hn::LoadU(d, column + v * kVectorLanes), sums[chain][v]);
+    }
+  }
+  for (; e < count; ++e) {
     const VW value = hn::Set(d, values[e]);
     const float* column = panel + int64_t{columns[e]} * kWidth;
     for (int v = 0; v < kVectors; ++v)
-      chain[v] = hn::MulAdd(value, hn::LoadU(d, column + v * kVectorLanes), chain[v]);
-  };
-  int64_t e = 0;
-  for (; e + kChains <= count; e += kChains) {
-    for (int chain = 0; chain < kChains; ++chain) add(e + chain, sums[chain]);
+      sums[0][v] = hn::MulAdd(value, hn::LoadU(d, column + v * kVectorLanes), sums[0][v]);
   }
-  for (; e < count; ++e) add(e, sums[0]);
   for (int v = 0; v < kVectors; ++v) {
     for (int chain = 1; chain < kChains; ++chain) sums[0][v] = hn::Add(sums[0][v], sums[chain][v]);
     hn::StoreU(sums[0][v], d, y + v * kVectorLanes);
@@ -300,7 +342,7 @@ void CsrRowsTimesPanel(const CsrRows& w, int64_t first, int64_t last, const floa
 /// Appends the columns that a mask names.
 HWY_INLINE void StoreColumns(int64_t c, uint32_t mask, int32_t* to) {
   const hn::RebindToSigned<D> di;
-  const auto columns = hn::Iota(di, static_cast<int32_t>(c));
+  const auto columns = hn::Add(hn::Iota(di, 0), hn::Set(di, static_cast<int32_t>(c)));
 #if HWY_TARGET <= HWY_AVX3
   // Through a register: compression into memory is slow on some processors.
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), columns.raw));
@@ -310,36 +352,58 @@ HWY_INLINE void StoreColumns(int64_t c, uint32_t mask, int32_t* to) {
 #endif
 }
 
+/// The columns of a row's elements in `columns`; how many there are.
+HWY_INLINE int64_t ColumnsOf(const BitmaskRows& w, int64_t r, int32_t* columns) {
+  const int64_t width = (w.in + 7) / 8;
+  int32_t* next = columns;
+  for (int64_t c = 0; c < w.in; c += 64) {
+    const uint64_t bits = BitsFrom(w.mask + r * width + c / 8, width - c / 8);
+    for (int64_t part = 0; part < 64 / kLanes; ++part) {
+      const uint32_t mask = LaneMask(bits, part);
+      StoreColumns(c + part * kLanes, mask, next);
+      next += hwy::PopCount(mask);
+    }
+  }
+  return next - columns;
+}
+
 template <class T, int kWidth>
 void BitmaskRowsTimesPanel(const BitmaskRows& w, int64_t first, int64_t last, const float* panel, float* y,
                            float* scratch, int32_t* columns) {
   for (int64_t r = first; r < last; ++r) {
-    const T* values = static_cast<const T*>(w.values) + w.offsets[r];
-    int64_t count = 0;
-    ForVectors(w, r, values, [&](int64_t c, int64_t part, uint32_t mask, const T*) HWY_ATTR {
-      StoreColumns(c + part * kLanes, mask, columns + count);
-      count += static_cast<int64_t>(hwy::PopCount(mask));
-    });
-    WidenRun(values, count, scratch);
+    const int64_t count = ColumnsOf(w, r, columns);
+    WidenRun(static_cast<const T*>(w.values) + w.offsets[r], count, scratch);
     SumOfColumns<kWidth>(scratch, columns, count, panel, y + (r - first) * kWidth);
   }
 }
 
+/// 64 columns of a row; the values behind those that they have.
+template <class T>
+HWY_INLINE const T* ExpandColumns(uint64_t bits, const T* values, float* to) {
+  const D d;
+  for (int64_t part = 0; part < 64 / kLanes; ++part) {
+    const uint32_t mask = LaneMask(bits, part);
+    hn::StoreU(Expanded(mask, values), d, to + part * kLanes);
+    values += hwy::PopCount(mask);
+  }
+  return values;
+}
+
 template <class T>
 void ExpandBitmaskRows(const BitmaskRows& w, int64_t first, int64_t last, int64_t stride, float* tile) {
-  const D d;
+  const int64_t width = (w.in + 7) / 8;
   std::vector<T> padded;
   for (int64_t r = first; r < last; ++r) {
-    float* to = tile + (r - first) * stride;
-    ForVectors(w, r, RowValues(w, r, padded),
-               [&](int64_t c, int64_t part, uint32_t mask, const T* values)
-                   HWY_ATTR { hn::StoreU(Expanded(mask, values), d, to + c + part * kLanes); });
+    const T* values = RowValues(w, r, padded);
+    for (int64_t c = 0; c < w.in; c += 64) {
+      const uint64_t bits = BitsFrom(w.mask + r * width + c / 8, width - c / 8);
+      values = ExpandColumns(bits, values, tile + (r - first) * stride + c);
+    }
   }
 }
 
 template <class T>
 void ExpandTwoOfFourRows(const TwoOfFourRows& w, int64_t first, int64_t last, int64_t stride, float* tile) {
-  const D d;
   std::vector<T> padded;
   const int64_t words = (w.in / 4 + 3) / 4, half = w.in / 2;
   for (int64_t r = first; r < last; ++r) {
@@ -352,11 +416,7 @@ void ExpandTwoOfFourRows(const TwoOfFourRows& w, int64_t first, int64_t last, in
       for (int byte = 0; byte < 8; ++byte)
         bits |= uint64_t{kPositionMask[packed >> (8 * byte) & 0xFF]} << (8 * byte);
       if (columns < 64) bits &= (uint64_t{1} << columns) - 1;
-      for (int64_t part = 0; part < 64 / kLanes; ++part) {
-        const uint32_t mask = LaneMask(bits, part);
-        hn::StoreU(Expanded(mask, values), d, tile + (r - first) * stride + c + part * kLanes);
-        values += hwy::PopCount(mask);
-      }
+      values = ExpandColumns(bits, values, tile + (r - first) * stride + c);
     }
   }
 }
@@ -444,20 +504,20 @@ void WithWidth(int64_t width, const Body& body) {
   body(std::integral_constant<int, 64>());
 }
 
-void DotBitmask(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                int64_t tokens, float* y, int64_t y_stride) {
+void DotBitmask(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t tokens, float* y,
+                int64_t y_stride) {
   WithElement(w.element, [&](auto element) {
     WithTokens(tokens, [&](auto count) {
-      DotBitmaskRows<decltype(element), count>(w, first, last, x, stride, tokens, y, y_stride);
+      DotBitmaskRows<decltype(element), count>(w, first, last, x, tokens, y, y_stride);
     });
   });
 }
 
-void DotTwoOfFour(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                  int64_t tokens, float* y, int64_t y_stride) {
+void DotTwoOfFour(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t tokens,
+                  float* y, int64_t y_stride) {
   WithElement(w.element, [&](auto element) {
     WithTokens(tokens, [&](auto count) {
-      DotTwoOfFourRows<decltype(element), count>(w, first, last, x, stride, tokens, y, y_stride);
+      DotTwoOfFourRows<decltype(element), count>(w, first, last, x, tokens, y, y_stride);
     });
   });
 }
@@ -522,30 +582,37 @@ HWY_INLINE void TransposeFew(const float* from, int64_t rows, int64_t columns, i
   }
 }
 
+#if HWY_TARGET != HWY_SCALAR
+/// Up to four rows and columns.
+HWY_INLINE void TransposeBlock(const float* from, int64_t rows, int64_t columns, int64_t from_stride,
+                               float* to, int64_t to_stride) {
+  if (rows < 4 || columns < 4) return TransposeFew(from, rows, columns, from_stride, to, to_stride);
+  const hn::CappedTag<float, 4> d;
+  const auto a = hn::LoadU(d, from), b = hn::LoadU(d, from + from_stride);
+  const auto c = hn::LoadU(d, from + 2 * from_stride), e = hn::LoadU(d, from + 3 * from_stride);
+  const auto ac = hn::InterleaveLower(d, a, c), be = hn::InterleaveLower(d, b, e);
+  const auto ac_upper = hn::InterleaveUpper(d, a, c), be_upper = hn::InterleaveUpper(d, b, e);
+  hn::StoreU(hn::InterleaveLower(d, ac, be), d, to);
+  hn::StoreU(hn::InterleaveUpper(d, ac, be), d, to + to_stride);
+  hn::StoreU(hn::InterleaveLower(d, ac_upper, be_upper), d, to + 2 * to_stride);
+  hn::StoreU(hn::InterleaveUpper(d, ac_upper, be_upper), d, to + 3 * to_stride);
+}
+#endif
+
 void Transpose(const float* from, int64_t rows, int64_t columns, int64_t from_stride, float* to,
                int64_t to_stride) {
 #if HWY_TARGET == HWY_SCALAR
   TransposeFew(from, rows, columns, from_stride, to, to_stride);
 #else
-  const hn::CappedTag<float, 4> d;
-  for (int64_t i = 0; i < rows; i += 4) {
-    for (int64_t j = 0; j < columns; j += 4) {
-      const float* at = from + i * from_stride + j;
-      float* out = to + j * to_stride + i;
-      if (i + 4 > rows || j + 4 > columns) {
-        TransposeFew(at, std::min<int64_t>(4, rows - i), std::min<int64_t>(4, columns - j), from_stride, out,
-                     to_stride);
-        continue;
-      }
-      const auto a = hn::LoadU(d, at), b = hn::LoadU(d, at + from_stride);
-      const auto c = hn::LoadU(d, at + 2 * from_stride), e = hn::LoadU(d, at + 3 * from_stride);
-      const auto ac = hn::InterleaveLower(d, a, c), be = hn::InterleaveLower(d, b, e);
-      const auto ac_upper = hn::InterleaveUpper(d, a, c), be_upper = hn::InterleaveUpper(d, b, e);
-      hn::StoreU(hn::InterleaveLower(d, ac, be), d, out);
-      hn::StoreU(hn::InterleaveUpper(d, ac, be), d, out + to_stride);
-      hn::StoreU(hn::InterleaveLower(d, ac_upper, be_upper), d, out + 2 * to_stride);
-      hn::StoreU(hn::InterleaveUpper(d, ac_upper, be_upper), d, out + 3 * to_stride);
-    }
+  // Along the side that lies wider apart, so that its lines are used up before they leave the cache.
+  const auto blocks_of = [](int64_t count) { return (count + 3) / 4; };
+  const bool along_columns = from_stride >= to_stride;
+  const int64_t inner = blocks_of(along_columns ? columns : rows);
+  for (int64_t b = 0; b < blocks_of(rows) * blocks_of(columns); ++b) {
+    const int64_t i = 4 * (along_columns ? b / inner : b % inner);
+    const int64_t j = 4 * (along_columns ? b % inner : b / inner);
+    TransposeBlock(from + i * from_stride + j, std::min<int64_t>(4, rows - i),
+                   std::min<int64_t>(4, columns - j), from_stride, to + j * to_stride + i, to_stride);
   }
 #endif
 }
@@ -570,14 +637,14 @@ HWY_EXPORT(AddTileDots);
 HWY_EXPORT(SumLanes);
 HWY_EXPORT(Transpose);
 
-void dot_bitmask(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                 int64_t tokens, float* y, int64_t y_stride) {
-  HWY_DYNAMIC_DISPATCH(DotBitmask)(w, first, last, x, stride, tokens, y, y_stride);
+void dot_bitmask(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t tokens, float* y,
+                 int64_t y_stride) {
+  HWY_DYNAMIC_DISPATCH(DotBitmask)(w, first, last, x, tokens, y, y_stride);
 }
 
-void dot_two_of_four(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                     int64_t tokens, float* y, int64_t y_stride) {
-  HWY_DYNAMIC_DISPATCH(DotTwoOfFour)(w, first, last, x, stride, tokens, y, y_stride);
+void dot_two_of_four(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t tokens,
+                     float* y, int64_t y_stride) {
+  HWY_DYNAMIC_DISPATCH(DotTwoOfFour)(w, first, last, x, tokens, y, y_stride);
 }
 
 void dot_csr(const CsrRows& w, int64_t first, int64_t last, const float* x, float* y) {

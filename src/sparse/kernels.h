@@ -12,6 +12,7 @@
 namespace lcomp::sparse::kernels {
 
 inline constexpr int64_t kColumnPad = 64;
+inline constexpr int64_t kInputChunk = 16;
 inline constexpr int64_t kPanelTokens = 64;
 /// Rows that `tile_times_panel` takes at a time.
 inline constexpr int64_t kTileStep = 8;
@@ -43,11 +44,11 @@ struct TwoOfFourRows {
   int64_t in;
 };
 
-/// y[t * y_stride + r] of rows [first, last) for 1, 2, 4 or 8 tokens.
-void dot_bitmask(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                 int64_t tokens, float* y, int64_t y_stride);
-void dot_two_of_four(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t stride,
-                     int64_t tokens, float* y, int64_t y_stride);
+/// y[t * y_stride + r] of rows [first, last) for up to 8 tokens; x has the next power of two of them.
+void dot_bitmask(const BitmaskRows& w, int64_t first, int64_t last, const float* x, int64_t tokens, float* y,
+                 int64_t y_stride);
+void dot_two_of_four(const TwoOfFourRows& w, int64_t first, int64_t last, const float* x, int64_t tokens,
+                     float* y, int64_t y_stride);
 /// One token.
 void dot_csr(const CsrRows& w, int64_t first, int64_t last, const float* x, float* y);
 

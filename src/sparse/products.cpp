@@ -13,11 +13,12 @@ namespace lcomp::sparse {
 namespace {
 
 using kernels::kColumnPad;
+using kernels::kInputChunk;
 using kernels::kPanelTokens;
 
 constexpr int64_t kPieceRows = 64;
 /// With more of the elements than this a row is cheaper as a dense one than as a list (measured, benchmarks).
-constexpr double kListDensity = 0.35;
+constexpr double kListDensity = 0.3;
 
 int64_t padded_columns(int64_t in) {
   return ceil_div(in, kColumnPad) * kColumnPad;
@@ -32,25 +33,36 @@ kernels::Element element_of(const SparseTensors& stored) {
 
 /// Some tokens of the input as the kernels read them, and where their outputs go.
 struct Batch {
-  const float* x = nullptr;  ///< [tokens, stride]
-  int64_t stride = 0;
   int64_t tokens = 0;
-  at::Tensor panel;  ///< [in, width], undefined where rows of x are read
-  int64_t width = 0;
+  at::Tensor x;        ///< in chunks for dots, [in, width] for panels
+  int64_t width = 0;   ///< of a panel
   float* y = nullptr;  ///< [tokens, out]
   int64_t out = 0;
 
-  const float* columns() const { return panel.data_ptr<float>(); }
+  const float* inputs() const { return x.data_ptr<float>(); }
   /// Puts rows [first, first + rows) of the transpose [rows, width] in place.
   void take(const float* transposed, int64_t first, int64_t rows) const {
     kernels::transpose(transposed, rows, tokens, width, y + first, out);
   }
 };
 
-at::Tensor panel_of(const float* x, int64_t tokens, int64_t in, int64_t stride, int64_t width) {
+/// Rows of x as chunks of columns, padded with zeros (kernels.h).
+at::Tensor chunks_of(const float* x, int64_t tokens, int64_t in) {
+  int64_t room = 1;
+  while (room < tokens) room *= 2;
+  at::Tensor chunks = at::zeros({padded_columns(in) * room}, at::kFloat);
+  for (int64_t t = 0; t < tokens; ++t) {
+    float* to = chunks.data_ptr<float>() + t * kInputChunk;
+    for (int64_t c = 0; c < in; c += kInputChunk)
+      std::copy_n(x + t * in + c, std::min(kInputChunk, in - c), to + c * room);
+  }
+  return chunks;
+}
+
+at::Tensor panel_of(const float* x, int64_t tokens, int64_t in, int64_t width) {
   at::Tensor panel =
       tokens == width ? at::empty({in, width}, at::kFloat) : at::zeros({in, width}, at::kFloat);
-  kernels::transpose(x, tokens, in, stride, panel.data_ptr<float>(), width);
+  kernels::transpose(x, tokens, in, in, panel.data_ptr<float>(), width);
   return panel;
 }
 
@@ -59,7 +71,7 @@ at::Tensor buffer(int64_t floats) {
   return at::empty({floats}, at::kFloat);
 }
 
-/// A format's products: `dots` for few tokens, from rows of x; `panels` for more, from a panel.
+/// A format's products: `dots` for up to `dot_tokens()` tokens, `panels` for more.
 struct Rows {
   const SparseTensors& stored;
   ThreadPool* pool;
@@ -85,7 +97,7 @@ struct Rows {
       for (int64_t r = first; r < last; r += kernels::kTileStep) {
         expand(r, std::min(r + kernels::kTileStep, last), stride, tile.data_ptr<float>());
         kernels::tile_times_panel(tile.data_ptr<float>(), kernels::kTileStep, stored.in, stride,
-                                  batch.columns(), batch.width,
+                                  batch.inputs(), batch.width,
                                   y.data_ptr<float>() + (r - first) * batch.width, false);
       }
       batch.take(y.data_ptr<float>(), first, last - first);
@@ -94,7 +106,13 @@ struct Rows {
 };
 
 struct BitmaskProduct : Rows {
-  static constexpr int64_t kDotTokens = 8;
+  bool as_lists() const {
+    return static_cast<double>(stored.parts.at("_values").numel()) <=
+           kListDensity * static_cast<double>(stored.out * stored.in);
+  }
+  /// Lists gain from every token; dots share the expansion of a mask as long as the inputs stay in the
+  /// first-level cache.
+  int64_t dot_tokens() const { return as_lists() || stored.in > 1024 ? 4 : 8; }
 
   kernels::BitmaskRows rows() const {
     return {element_of(stored),
@@ -107,12 +125,12 @@ struct BitmaskProduct : Rows {
   }
   void dots(const Batch& batch) const {
     for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
-      kernels::dot_bitmask(w, first, last, batch.x, batch.stride, batch.tokens, batch.y, batch.out);
+      kernels::dot_bitmask(w, first, last, batch.inputs(), batch.tokens, batch.y, batch.out);
     });
   }
   void panels(const Batch& batch) const {
     const kernels::BitmaskRows w = rows();
-    if (static_cast<double>(w.count) > kListDensity * static_cast<double>(w.out * w.in)) {
+    if (!as_lists()) {
       expanded_panels(batch, [&](int64_t first, int64_t last, int64_t stride, float* tile) {
         kernels::expand_bitmask(w, first, last, stride, tile);
       });
@@ -122,7 +140,7 @@ struct BitmaskProduct : Rows {
       const int64_t room = padded_columns(stored.in);
       const at::Tensor y = buffer(kPieceRows * batch.width), values = buffer(room);
       const at::Tensor columns = at::empty({room}, at::kInt);
-      kernels::bitmask_times_panel(w, first, last, batch.columns(), batch.width, y.data_ptr<float>(),
+      kernels::bitmask_times_panel(w, first, last, batch.inputs(), batch.width, y.data_ptr<float>(),
                                    values.data_ptr<float>(), columns.data_ptr<int32_t>());
       batch.take(y.data_ptr<float>(), first, last - first);
     });
@@ -130,7 +148,7 @@ struct BitmaskProduct : Rows {
 };
 
 struct CsrProduct : Rows {
-  static constexpr int64_t kDotTokens = 1;
+  int64_t dot_tokens() const { return 1; }
 
   kernels::CsrRows rows() const {
     return {element_of(stored), part<void>("_values"), part<int32_t>("_columns"),
@@ -138,13 +156,13 @@ struct CsrProduct : Rows {
   }
   void dots(const Batch& batch) const {
     for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
-      kernels::dot_csr(w, first, last, batch.x, batch.y);
+      kernels::dot_csr(w, first, last, batch.inputs(), batch.y);
     });
   }
   void panels(const Batch& batch) const {
     for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
       const at::Tensor y = buffer(kPieceRows * batch.width), values = buffer(stored.in);
-      kernels::csr_times_panel(w, first, last, batch.columns(), batch.width, y.data_ptr<float>(),
+      kernels::csr_times_panel(w, first, last, batch.inputs(), batch.width, y.data_ptr<float>(),
                                values.data_ptr<float>());
       batch.take(y.data_ptr<float>(), first, last - first);
     });
@@ -152,7 +170,7 @@ struct CsrProduct : Rows {
 };
 
 struct TwoOfFourProduct : Rows {
-  static constexpr int64_t kDotTokens = 8;
+  int64_t dot_tokens() const { return 8; }
 
   kernels::TwoOfFourRows rows() const {
     return {element_of(stored), part<void>("_values"), stored.out * stored.in / 2,
@@ -160,7 +178,7 @@ struct TwoOfFourProduct : Rows {
   }
   void dots(const Batch& batch) const {
     for_pieces(kPieceRows, [&, w = rows()](int64_t first, int64_t last) {
-      kernels::dot_two_of_four(w, first, last, batch.x, batch.stride, batch.tokens, batch.y, batch.out);
+      kernels::dot_two_of_four(w, first, last, batch.inputs(), batch.tokens, batch.y, batch.out);
     });
   }
   void panels(const Batch& batch) const {
@@ -173,7 +191,7 @@ struct TwoOfFourProduct : Rows {
 /// Formats of tiles [tile_rows, 64] of stored elements: load as sparse, compute as dense (Xia et al., VLDB
 /// 2024).
 struct TileProduct : Rows {
-  static constexpr int64_t kDotTokens = 1;
+  int64_t dot_tokens() const { return 1; }
   static constexpr int64_t kColumns = 64;
 
   /// `tile(i, room)` gives the elements of tile i of a row of tiles and its first column; `room` is memory
@@ -185,7 +203,8 @@ struct TileProduct : Rows {
     const at::Tensor room = buffer(kTileRows * kColumns / 2);
     for (int64_t i = 0; i < count; ++i) {
       const auto [elements, column] = tile(i, room.data_ptr<float>());
-      kernels::add_tile_dots(element_of(stored), elements, rows, batch.x + column, sums.data_ptr<float>());
+      kernels::add_tile_dots(element_of(stored), elements, rows, batch.inputs() + column,
+                             sums.data_ptr<float>());
     }
     kernels::sum_lanes(sums.data_ptr<float>(), rows, batch.y + first);
   }
@@ -199,7 +218,7 @@ struct TileProduct : Rows {
       const auto [elements, column] = tile(i, room.data_ptr<float>());
       kernels::widen(element_of(stored), elements, tile_rows * kColumns, dense.data_ptr<float>());
       kernels::tile_times_panel(dense.data_ptr<float>(), tile_rows, std::min(kColumns, stored.in - column),
-                                kColumns, batch.columns() + column * batch.width, batch.width,
+                                kColumns, batch.inputs() + column * batch.width, batch.width,
                                 y.data_ptr<float>(), true);
     }
     batch.take(y.data_ptr<float>(), first, last - first);
@@ -212,7 +231,9 @@ struct TiledCslProduct : TileProduct {
     int64_t column;
   };
 
-  /// Scatters the words of tile `index` into a dense tile.
+  /// Scatters the words of tile `index` into a dense tile, and has those of the next fetched while this one
+  /// is multiplied: what double buffering comes to on a processor that reorders instructions anyway (a second
+  /// tile to decode into gains less).
   Tile scatter(int64_t index, void* room) const {
     auto* tile = static_cast<uint16_t*>(room);
     std::fill_n(tile, kTileRows * kTileColumns, uint16_t{0});
@@ -226,6 +247,9 @@ struct TiledCslProduct : TileProduct {
         tile[bits >> 16] = static_cast<uint16_t>(bits);
       }
     }
+    constexpr int64_t kWordsPerLine = 16;
+    const auto* next_end = words + kWordsPerVector * int64_t{offsets[index + 2]};
+    for (; word < next_end; word += kWordsPerLine) __builtin_prefetch(word);
     return {tile, TileGrid(stored.out, stored.in).tile(index).column};
   }
   auto tiles_of(int64_t first, int64_t count) const {
@@ -288,31 +312,21 @@ template <class Product>
 void multiply(const Product& product, const at::Tensor& x, at::Tensor& y) {
   const int64_t tokens = x.size(0), in = product.stored.in, out = product.stored.out;
   for (int64_t begin = 0; begin < tokens; begin += kPanelTokens) {
+    const float* from = x.data_ptr<float>() + begin * in;
     Batch batch;
-    batch.stride = x.size(1);
-    batch.x = x.data_ptr<float>() + begin * batch.stride;
     batch.tokens = std::min(kPanelTokens, tokens - begin);
     batch.y = y.data_ptr<float>() + begin * out;
     batch.out = out;
-    if (batch.tokens <= Product::kDotTokens) {
+    if (batch.tokens <= product.dot_tokens()) {
+      batch.x = chunks_of(from, batch.tokens, in);
       product.dots(batch);
       continue;
     }
     batch.width = 8;
     while (batch.width < batch.tokens) batch.width *= 2;
-    batch.panel = panel_of(batch.x, batch.tokens, in, batch.stride, batch.width);
+    batch.x = panel_of(from, batch.tokens, in, batch.width);
     product.panels(batch);
   }
-}
-
-/// float32 with zeros behind the columns, up to what the kernels read.
-at::Tensor padded_input(const at::Tensor& x) {
-  const at::Tensor input = x.to(at::kFloat).contiguous();
-  const int64_t in = input.size(1), stride = padded_columns(in);
-  if (stride == in) return input;
-  at::Tensor padded = at::zeros({input.size(0), stride}, at::kFloat);
-  padded.narrow(1, 0, in).copy_(input);
-  return padded;
 }
 
 }  // namespace
@@ -325,7 +339,7 @@ at::Tensor sparse_product(const SparseTensors& stored, SparseFormat format, cons
                           ThreadPool* pool) {
   if (format == SparseFormat::kDense)
     return at::matmul(x.to(at::kFloat), decode(stored, format).to(at::kFloat).t());
-  const at::Tensor input = padded_input(x);
+  const at::Tensor input = x.to(at::kFloat).contiguous();
   at::Tensor y = at::empty({input.size(0), stored.out}, at::kFloat);
   switch (format) {
     case SparseFormat::kBitmask:

@@ -14,7 +14,8 @@ TEST_CASE("help goes to standard output and names every command and exit code", 
   const ProcessResult result = run_lcomp({"--help"});
   CHECK(result.exit_code == 0);
   CHECK(result.err.empty());
-  for (const char* command : {"run", "plan", "inspect", "eval", "verify", "list", "schema"}) {
+  for (const char* command :
+       {"run", "plan", "inspect", "eval", "verify", "export", "bench", "list", "schema"}) {
     INFO(command);
     CHECK_THAT(result.out, Catch::Contains(fmt::format("\n  {} ", command)));
   }
@@ -22,7 +23,8 @@ TEST_CASE("help goes to standard output and names every command and exit code", 
 }
 
 TEST_CASE("every command has --json, --threads, --quiet and --help", "[cli]") {
-  for (const char* command : {"run", "plan", "inspect", "eval", "verify", "list", "schema"}) {
+  for (const char* command :
+       {"run", "plan", "inspect", "eval", "verify", "export", "bench", "list", "schema"}) {
     const ProcessResult result = run_lcomp({command, "--help"});
     INFO(command);
     CHECK(result.exit_code == 0);
@@ -36,7 +38,8 @@ TEST_CASE("an unknown command is answered with the nearest one", "[cli]") {
   CHECK(result.exit_code == 2);
   CHECK(result.out.empty());
   CHECK(result.err ==
-        "lcomp: error: the command must be one of run, plan, inspect, eval, verify, list, schema; got "
+        "lcomp: error: the command must be one of run, plan, inspect, eval, verify, export, bench, list, "
+        "schema; got "
         "inspekt (did you "
         "mean \"inspect\"?); lcomp --help shows the usage\n");
 }

@@ -3,6 +3,7 @@
 
 #include <map>
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/sum_weight.h"
 #include "lcomp/model/model.h"
@@ -65,6 +66,46 @@ TEST_CASE("every method removes its share of every row, in a smaller file that i
     }
     Observer silent;
     REQUIRE(pipeline::verify(dir / method, silent).passed);
+  }
+}
+
+TEST_CASE("a checkpoint with 70 % zeros has the size of the formula in every storage, and reads back exactly",
+          "[pipeline][sparse]") {
+  const test::TempDir dir;
+  test::run(prune_job(dir / "plain", "sparsegpt", {{"sparsity", 0.7}, {"storage", "dense"}}));
+  const auto expected = weights_of(dir / "plain");
+  for (const char* storage : {"bitmask", "csr", "tiled_csl"}) {
+    CAPTURE(storage);
+    test::run(prune_job(dir / storage, "sparsegpt", {{"sparsity", 0.7}, {"storage", storage}}));
+    const auto model = model::Model::open(dir / storage);
+    for (const auto& [name, weight] : weights_of(dir / storage)) {
+      CAPTURE(name);
+      const int64_t out = weight->out_features(), in = weight->in_features();
+      REQUIRE(weight->dense().equal(expected.at(name)->dense()));
+      // Every row keeps as many.
+      const int64_t zeros = sparse::share_of(0.7, in), kept = out * (in - zeros);
+      REQUIRE(weight->dense().eq(0).sum(1).eq(zeros).all().item<bool>());
+      int64_t stored = 0;
+      for (const std::string& tensor : model.checkpoint().names()) {
+        if (tensor.starts_with(name + ".weight_"))
+          stored += static_cast<int64_t>(model.checkpoint().info(tensor).bytes());
+      }
+      const auto format = dynamic_cast<const sparse::SparseWeight&>(*weight).format();
+      if (format == sparse::SparseFormat::kTiledCsl) {
+        // What a tile has is padded to four words.
+        REQUIRE(stored >= 4 * kept + 4 * (ceil_div(out, 128) * ceil_div(in, 64) + 2) + 16);
+        REQUIRE(stored <= sparse::sparse_bytes(format, out, in, kept, 2));
+      } else {
+        // docs/sparsity.md, Storage: (1 - s) + 1/16, and 3 (1 - s), with offsets of rows and the shape.
+        const int64_t formula = format == sparse::SparseFormat::kBitmask
+                                    ? 2 * kept + out * ceil_div(in, 8) + 8 * out + 16
+                                    : 6 * kept + 4 * (out + 1) + 16;
+        REQUIRE(stored == formula);
+      }
+      REQUIRE(weight->bytes() == stored);
+    }
+    Observer silent;
+    REQUIRE(pipeline::verify(dir / storage, silent).passed);
   }
 }
 

@@ -11,8 +11,12 @@ struct TimingOptions {
   int64_t warmup = 2;      ///< rounds that do not count
   int64_t repeats = 15;    ///< rounds that do
   double shortest = 1e-3;  ///< seconds: a call that takes less is made several times in each round
-  std::function<double()> clock = {};  ///< seconds; empty: a monotonic clock of the machine
+  std::function<double()> clock = {};  ///< seconds; empty: wall time
 };
+
+/// The clock for calls that work on `threads` threads, the calling one among them. One thread: its processor
+/// time, which is not lengthened by what other programs take. More: wall time, of a monotonic clock.
+std::function<double()> clock_for(int threads);
 
 /// Seconds of one call, as each round measured them.
 struct Timing {

@@ -81,3 +81,111 @@ TEST_CASE("a latency table is written and read, and one that is none is refused"
   REQUIRE_THAT(error(R"({"attention": [0], "mlp_widths": [0, 8], "mlp": [0, 1]})"),
                Catch::Contains("/attention] must hold the seconds"));
 }
+
+namespace {
+
+/// Takes `seconds` a call of what is timed first in every round, one second of what is timed then.
+eval::TimingOptions alternating(std::vector<double> seconds) {
+  struct State {
+    double now = 0;
+    size_t looks = 0;
+  };
+  const auto state = std::make_shared<State>();
+  // Two looks at the clock for each call: before and after it.
+  return {.warmup = 0, .repeats = static_cast<int64_t>(seconds.size()), .clock = [state, seconds] {
+            const size_t look = state->looks++;
+            if (look % 4 == 1) state->now += seconds[look / 4 % seconds.size()];
+            if (look % 4 == 3) state->now += 1;
+            return state->now;
+          }};
+}
+
+eval::LatencyOptions options_with(const eval::TimingOptions& timing, std::vector<int64_t> tokens = {1, 3}) {
+  return {.tokens = std::move(tokens), .precision = linalg::Precision::kF32, .timing = timing};
+}
+
+/// The tiny llama with one matrix pruned.
+model::Model pruned_llama() {
+  test::TinyLlama tiny;
+  tiny.tensors["model.layers.0.mlp.up_proj.weight"].slice(1, 0, 8).zero_();
+  return tiny.model();
+}
+
+}  // namespace
+
+TEST_CASE("operators are timed by kind and in total, for every number of tokens", "[eval][latency]") {
+  const auto model = pruned_llama();
+  ThreadPool pool(2);
+  Observer silent;
+  const auto rows =
+      eval::operator_latencies(model, nullptr, options_with(alternating({0.5, 0.5, 3, 0.5})), pool, silent);
+  REQUIRE(rows.size() == 2 * (7 + 1));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    CAPTURE(i, rows[i].name);
+    REQUIRE(rows[i].tokens == (i % 2 == 0 ? 1 : 3));
+    const bool total = i >= 14;
+    REQUIRE((rows[i].name == "all operators") == total);
+    const double count = total ? 7 : 1;
+    REQUIRE(rows[i].measured.seconds == std::vector<double>{count / 2, count / 2, 3 * count, count / 2});
+    REQUIRE(rows[i].dense.seconds == std::vector<double>(4, count));
+    REQUIRE(eval::is_faster(rows[i].measured, rows[i].dense));  // three of four rounds
+    REQUIRE(rows[i].bytes == rows[i].dense_bytes);
+  }
+  REQUIRE(rows[0].name == "q_proj");
+  REQUIRE(rows[0].bytes == 2 * 4 * 16 * 16);  // both blocks', float32
+  REQUIRE(error_text([&] {
+            eval::operator_latencies(model, nullptr, options_with(ticking(), {0}), pool, silent);
+          }) == "[latency] tokens must be from 1 up; received 0");
+}
+
+TEST_CASE("a sample is timed through the blocks of both models, whatever their number", "[eval][latency]") {
+  const auto model = pruned_llama();
+  Observer silent;
+  const auto row = eval::block_latency(model, nullptr, 5, options_with(alternating({2, 2})), silent);
+  REQUIRE(row.name == "all blocks");
+  REQUIRE(row.tokens == 5);
+  REQUIRE(row.measured.seconds == std::vector<double>{4, 4});
+  REQUIRE(row.dense.seconds == std::vector<double>{2, 2});
+  REQUIRE_FALSE(eval::is_faster(row.measured, row.dense));
+
+  test::TinyLlama deeper;
+  deeper.config["num_hidden_layers"] = 3;
+  for (const auto& [name, tensor] : test::TinyLlama().tensors) {
+    if (name.starts_with("model.layers.1.")) deeper.tensors["model.layers.2." + name.substr(15)] = tensor;
+  }
+  const auto deep = deeper.model();
+  const auto shallow = eval::block_latency(model, &deep, 5, options_with(ticking()), silent);
+  REQUIRE(shallow.measured.seconds == std::vector<double>{2});
+  REQUIRE(shallow.dense.seconds == std::vector<double>{3});
+  REQUIRE(3 * shallow.bytes == 2 * shallow.dense_bytes);
+}
+
+TEST_CASE("every storage is timed on a random matrix of the density that is asked", "[eval][latency]") {
+  ThreadPool pool(1);
+  using sparse::SparseFormat;
+  for (const auto& [format, density] : {std::pair{SparseFormat::kCsr, 0.25},
+                                        {SparseFormat::kBitmask, 0.25},
+                                        {SparseFormat::kTwoOfFour, 0.5},
+                                        {SparseFormat::kTiledCsl, 0.25},
+                                        {SparseFormat::kBlockedEll, 0.5}}) {
+    CAPTURE(name_of(format));
+    const auto rows =
+        eval::storage_latencies(64, 128, density, format, options_with(ticking(), {1, 8}), pool);
+    REQUIRE(rows.size() == 2);
+    for (const auto& row : rows) {
+      REQUIRE(row.name == name_of(format));
+      REQUIRE(row.density == density);
+      REQUIRE(row.dense_bytes == 4 * 64 * 128);
+      REQUIRE(row.bytes < row.dense_bytes);
+      REQUIRE(row.measured.seconds == row.dense.seconds);
+    }
+    REQUIRE(rows[1].tokens == 8);
+  }
+  const auto text = [&](int64_t out, double density, SparseFormat format) {
+    return error_text(
+        [&] { eval::storage_latencies(out, 30, density, format, options_with(ticking()), pool); });
+  };
+  REQUIRE(text(0, 0.5, SparseFormat::kCsr) == "[latency] the shape must be from 1x1 up; received 0x30");
+  REQUIRE(text(4, 0, SparseFormat::kCsr) == "[latency] density must be above 0 and at most 1; received 0");
+  REQUIRE_THAT(text(4, 0.5, SparseFormat::kTwoOfFour), Catch::Contains("2:4 must divide the"));
+}
