@@ -4,21 +4,28 @@
 
 #include <limits>
 
+#include "lcomp/core/error.h"
 #include "model/rotary.h"
 
 namespace lcomp::calib {
 namespace {
 
-/// Positions in the block's list of operators.
-enum Operator : size_t { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
+using model::OperatorRole;
 
 constexpr int64_t kQueryTile = 256;
 
-at::Tensor project(const BlockValues& values, size_t op, const at::Tensor& input) {
-  if (values.inputs) values.inputs->at(op) = input.detach();
-  at::Tensor product = at::matmul(input, values.weights[op].t());
-  if (values.biases[op].defined()) product = product + values.biases[op];
-  return values.output_offsets.empty() ? product : product + values.output_offsets[op];
+at::Tensor activated(model::Activation activation, const at::Tensor& x) {
+  switch (activation) {
+    case model::Activation::kSilu:
+      return at::silu(x);
+    case model::Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case model::Activation::kGelu:
+      return at::gelu(x);
+    case model::Activation::kRelu:
+      return at::relu(x);
+  }
+  throw InternalError("DifferentiableBlock", "the activation must be one of its kinds");
 }
 
 /// 0 where query `begin + r` sees key `key_begin + c`, -infinity elsewhere; [rows, keys].
@@ -66,33 +73,54 @@ DifferentiableBlock::DifferentiableBlock(const model::Architecture& architecture
 DifferentiableBlock::~DifferentiableBlock() = default;
 DifferentiableBlock::DifferentiableBlock(DifferentiableBlock&&) noexcept = default;
 
-const at::Tensor& DifferentiableBlock::norm(const BlockValues& values, const char* suffix) const {
+const at::Tensor& DifferentiableBlock::norm(const BlockValues& values, const std::string& suffix) const {
   return values.norms.at(architecture_->block_prefix(index_) + suffix);
 }
 
+at::Tensor DifferentiableBlock::normalized(const BlockValues& values, const std::string& name,
+                                           const at::Tensor& x) const {
+  const model::Architecture& a = *architecture_;
+  const at::Tensor& weight = norm(values, name + a.names.norm_weight);
+  if (a.norm == model::NormKind::kRms) return rms_norm(x, weight, a.norm_eps);
+  return at::layer_norm(x, weight.sizes(), weight, norm(values, name + a.names.norm_bias), a.norm_eps);
+}
+
 at::Tensor DifferentiableBlock::forward(const BlockValues& values, const at::Tensor& hidden) const {
-  const double eps = architecture_->norm_eps;
-  const at::Tensor middle =
-      hidden + attention(values, rms_norm(hidden, norm(values, "input_layernorm.weight"), eps));
-  return middle +
-         feed_forward(values, rms_norm(middle, norm(values, "post_attention_layernorm.weight"), eps));
+  const std::string& first = architecture_->names.attention_norm;
+  const std::string& second = architecture_->names.mlp_norm;
+  if (architecture_->norm_first) {
+    const at::Tensor middle = hidden + attention(values, normalized(values, first, hidden));
+    return middle + feed_forward(values, normalized(values, second, middle));
+  }
+  const at::Tensor middle = normalized(values, first, hidden + attention(values, hidden));
+  return normalized(values, second, middle + feed_forward(values, middle));
+}
+
+at::Tensor DifferentiableBlock::project(const BlockValues& values, model::OperatorRole role,
+                                        const at::Tensor& input) const {
+  const size_t op = architecture_->position(role);
+  if (values.inputs) values.inputs->at(op) = input.detach();
+  at::Tensor product = at::matmul(input, values.weights[op].t());
+  if (values.biases[op].defined()) product = product + values.biases[op];
+  return values.output_offsets.empty() ? product : product + values.output_offsets[op];
 }
 
 at::Tensor DifferentiableBlock::attention(const BlockValues& values, const at::Tensor& input) const {
   const model::Architecture& a = *architecture_;
   const double scale = 1.0 / std::sqrt(static_cast<double>(a.head_dim));
-  const at::Tensor q = rotated(heads_of(values, kQuery, "self_attn.q_norm.weight", input)) * scale;
-  const at::Tensor k = rotated(heads_of(values, kKey, "self_attn.k_norm.weight", input));
-  const at::Tensor v = heads_of(values, kValue, nullptr, input);
+  const at::Tensor q =
+      rotated(heads_of(values, OperatorRole::kQuery, "self_attn.q_norm.weight", input)) * scale;
+  const at::Tensor k = rotated(heads_of(values, OperatorRole::kKey, "self_attn.k_norm.weight", input));
+  const at::Tensor v = heads_of(values, OperatorRole::kValue, nullptr, input);
   at::Tensor context = attend(q, k, v);
   if (values.head_mask.defined()) context = context * values.head_mask.view({1, -1, 1});
-  return project(values, kOutput, context.flatten(1));
+  return project(values, OperatorRole::kOutput, context.flatten(1));
 }
 
 /// A projection cut into heads, [tokens, heads, head_dim]; normalized per head where the family does that.
-at::Tensor DifferentiableBlock::heads_of(const BlockValues& values, size_t op, const char* norm_name,
+at::Tensor DifferentiableBlock::heads_of(const BlockValues& values, OperatorRole role, const char* norm_name,
                                          const at::Tensor& input) const {
-  at::Tensor all = project(values, op, input).view({input.size(0), -1, architecture_->head_dim});
+  at::Tensor all = project(values, role, input).view({input.size(0), -1, architecture_->head_dim});
   if (!architecture_->qk_norm || norm_name == nullptr) return all;
   return rms_norm(all, norm(values, norm_name), architecture_->norm_eps);
 }
@@ -101,6 +129,7 @@ at::Tensor DifferentiableBlock::heads_of(const BlockValues& values, size_t op, c
 at::Tensor DifferentiableBlock::rotated(const at::Tensor& heads) const {
   const int64_t tokens = heads.size(0);
   const int64_t half = angles_->pairs;
+  if (half == 0) return heads;
   const auto table = angles_->tables.tables_for(tokens);
   const at::Tensor cosines = angles_->take(table->cosines, tokens, heads.scalar_type());
   const at::Tensor sines = angles_->take(table->sines, tokens, heads.scalar_type());
@@ -127,24 +156,27 @@ at::Tensor DifferentiableBlock::attend(const at::Tensor& q, const at::Tensor& k,
     const int64_t rows = std::min(kQueryTile, tokens - begin);
     const int64_t end = begin + rows;
     const int64_t key_begin = window > 0 ? std::max<int64_t>(0, begin - window + 1) : 0;
+    const int64_t key_end = a.causal ? end : tokens;
+    const int64_t seen = key_end - key_begin;
     const at::Tensor tile = queries.slice(2, begin, end).reshape({kv_heads, shared * rows, a.head_dim});
-    const at::Tensor scores = at::bmm(tile, keys.slice(1, key_begin, end).transpose(1, 2))
-                                  .view({kv_heads, shared, rows, end - key_begin}) +
-                              visibility(begin, rows, key_begin, end - key_begin, window, q);
-    const at::Tensor shares = at::softmax(scores, -1).view({kv_heads, shared * rows, end - key_begin});
+    at::Tensor scores =
+        at::bmm(tile, keys.slice(1, key_begin, key_end).transpose(1, 2)).view({kv_heads, shared, rows, seen});
+    if (a.causal) scores = scores + visibility(begin, rows, key_begin, seen, window, q);
+    const at::Tensor shares = at::softmax(scores, -1).view({kv_heads, shared * rows, seen});
     tiles.push_back(
-        at::bmm(shares, values.slice(1, key_begin, end)).view({kv_heads, shared, rows, a.head_dim}));
+        at::bmm(shares, values.slice(1, key_begin, key_end)).view({kv_heads, shared, rows, a.head_dim}));
   }
   return at::cat(tiles, 2).permute({2, 0, 1, 3}).reshape({tokens, heads, a.head_dim});
 }
 
 at::Tensor DifferentiableBlock::feed_forward(const BlockValues& values, const at::Tensor& input) const {
-  const at::Tensor gate = project(values, kGate, input);
-  const at::Tensor activated =
-      architecture_->activation == model::Activation::kSilu ? at::silu(gate) : at::gelu(gate, "tanh");
-  at::Tensor inner = activated * project(values, kUp, input);
+  const model::Activation activation = architecture_->activation;
+  const at::Tensor up = project(values, OperatorRole::kUp, input);
+  at::Tensor inner = architecture_->gated
+                         ? activated(activation, project(values, OperatorRole::kGate, input)) * up
+                         : activated(activation, up);
   if (values.channel_mask.defined()) inner = inner * values.channel_mask;
-  return project(values, kDown, inner);
+  return project(values, OperatorRole::kDown, inner);
 }
 
 }  // namespace lcomp::calib

@@ -88,6 +88,7 @@ double forward_flops(const model::Architecture& a, const std::vector<int64_t>& l
 }
 
 double head_flops(const model::Architecture& a, const std::vector<int64_t>& lengths) {
+  if (!a.is_language_model()) return 0;
   double tokens = 0;
   for (const int64_t length : lengths) tokens += static_cast<double>(length - 1);
   return 4.0 * tokens * static_cast<double>(a.vocab_size) * static_cast<double>(a.hidden_size);
@@ -110,7 +111,7 @@ struct GradientSweep::State {
 
   int64_t samples() const { return static_cast<int64_t>(lengths.size()); }
   int64_t input_of(int64_t block, int64_t sample) const { return block * samples() + sample; }
-  double mean_predictions() const;
+  double loss_scale() const;
   SampleGradients differentiate(const DifferentiableBlock& block, const BlockValues& values, int64_t index,
                                 int64_t sample, const GradientNeeds& needs, bool hand_on);
 
@@ -127,10 +128,12 @@ struct GradientSweep::State {
   double cpu_seconds = 0;
 };
 
-double GradientSweep::State::mean_predictions() const {
+/// One over the mean number of predicted tokens per sample; 1 where no tokens are predicted.
+double GradientSweep::State::loss_scale() const {
+  if (!model.architecture().is_language_model()) return 1.0;
   double sum = 0;
   for (const int64_t length : lengths) sum += static_cast<double>(length - 1);
-  return sum / static_cast<double>(samples());
+  return static_cast<double>(samples()) / sum;
 }
 
 /// Runs one sample through the block again and back. With `hand_on` the derivative by the block's input takes
@@ -211,8 +214,7 @@ void GradientSweep::head() {
   State& s = *state_;
   const CpuTimer watch(s.cpu_seconds);
   s.runner.release_buffers();
-  LossHead head(s.model, s.options.precision, s.pool);
-  const double scale = 1.0 / s.mean_predictions();
+  const auto head = make_loss_head(s.model, s.options.seed, s.options.precision, s.pool);
   s.loss_sum = 0;
   for (int64_t begin = 0; begin < s.samples();) {
     std::vector<at::Tensor> states;
@@ -225,7 +227,7 @@ void GradientSweep::head() {
       ids.push_back(&s.sequences[static_cast<size_t>(end)]);
       tokens += s.lengths[static_cast<size_t>(end++)];
     }
-    head.replace_by_gradient(states, ids, scale, s.loss_sum);
+    head->replace_by_gradient(states, ids, begin, s.loss_scale(), s.loss_sum);
     for (int64_t i = begin; i < end; ++i) s.stream.store(i, states[static_cast<size_t>(i - begin)]);
     begin = end;
   }
@@ -233,7 +235,7 @@ void GradientSweep::head() {
 }
 
 double GradientSweep::loss() const {
-  return state_->loss_sum / (state_->mean_predictions() * static_cast<double>(state_->samples()));
+  return state_->loss_sum * state_->loss_scale() / static_cast<double>(state_->samples());
 }
 
 BlockGradients GradientSweep::backward(int64_t i, const GradientNeeds& needs, int64_t last) {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "lcomp/calib/differentiable_block.h"
+#include "lcomp/core/rng.h"
 
 namespace lcomp::calib {
 namespace {
@@ -14,10 +15,45 @@ constexpr int64_t kVocabularyTile = 2048;
 constexpr int64_t kChunk = linalg::PackedMatrix::kRowChunk;
 enum Slot : size_t { kLogits = linalg::kFirstFreeSlot };
 
+at::Tensor final_norm_of(const model::Model& model) {
+  const model::Architecture& a = model.architecture();
+  return model.read_finite(a.norm_tensors(a.names.prefix + a.names.final_norm).front()).to(at::kFloat);
+}
+
 }  // namespace
 
+std::unique_ptr<LossHead> make_loss_head(const model::Model& model, uint64_t seed,
+                                         linalg::Precision precision, ThreadPool& pool) {
+  if (model.architecture().is_language_model())
+    return std::make_unique<LanguageModelHead>(model, precision, pool);
+  return std::make_unique<EmbeddingHead>(model.pooling(), seed, pool);
+}
+
+at::Tensor embedding_probe(uint64_t seed, int64_t sample, int64_t hidden) {
+  Rng rng(seed, fmt::format("embedding probe {}", sample));
+  at::Tensor probe = at::empty({hidden}, at::kFloat);
+  for (int64_t i = 0; i < hidden; ++i) probe.data_ptr<float>()[i] = static_cast<float>(rng.normal());
+  return probe;
+}
+
+void EmbeddingHead::replace_by_gradient(std::vector<at::Tensor>& states,
+                                        const std::vector<const std::vector<int64_t>*>&, int64_t first_sample,
+                                        double scale, double& loss) {
+  std::vector<double> losses(states.size());
+  pool_.parallel_for(static_cast<int64_t>(states.size()), [&](int64_t i, int) {
+    const at::AutoGradMode enabled(true);
+    at::Tensor& own = states[static_cast<size_t>(i)];
+    const at::Tensor leaf = own.clone().requires_grad_();
+    const at::Tensor probe = embedding_probe(seed_, first_sample + i, own.size(1));
+    const at::Tensor projection = at::dot(model::sentence_embedding(leaf, pooling_), probe);
+    losses[static_cast<size_t>(i)] = projection.item<double>();
+    own.copy_(torch::autograd::grad({projection}, {leaf})[0].mul_(scale));
+  });
+  for (const double of_sample : losses) loss += of_sample;
+}
+
 /// What one sample's tokens add up to over the tiles so far; the last token predicts nothing.
-struct LossHead::Sums {
+struct LanguageModelHead::Sums {
   explicit Sums(const at::Tensor& states)
       : largest(at::full({states.size(0) - 1, 1}, -std::numeric_limits<float>::infinity(), at::kFloat)),
         sum(at::zeros({states.size(0) - 1, 1}, at::kDouble)),
@@ -30,17 +66,14 @@ struct LossHead::Sums {
   at::Tensor gradient;  // [tokens, hidden]: sum of exp(z - largest) W_v; the last row stays 0
 };
 
-LossHead::LossHead(const model::Model& model, linalg::Precision precision, ThreadPool& pool)
-    : model_(model),
-      precision_(precision),
-      pool_(pool),
-      norm_(model.read_finite(model::Architecture::kFinalNorm).to(at::kFloat)) {
+LanguageModelHead::LanguageModelHead(const model::Model& model, linalg::Precision precision, ThreadPool& pool)
+    : model_(model), precision_(precision), pool_(pool), norm_(final_norm_of(model)) {
   for (int t = 0; t < pool.size(); ++t) scratch_.emplace_back();
 }
 
-void LossHead::replace_by_gradient(std::vector<at::Tensor>& states,
-                                   const std::vector<const std::vector<int64_t>*>& ids, double scale,
-                                   double& loss) {
+void LanguageModelHead::replace_by_gradient(std::vector<at::Tensor>& states,
+                                            const std::vector<const std::vector<int64_t>*>& ids, int64_t,
+                                            double scale, double& loss) {
   const double eps = model_.architecture().norm_eps;
   const auto count = static_cast<int64_t>(states.size());
   std::vector<Sums> sums;
@@ -69,9 +102,10 @@ void LossHead::replace_by_gradient(std::vector<at::Tensor>& states,
   });
 }
 
-void LossHead::add_tile(int64_t first_id, int64_t count, const std::vector<Chunk>& chunks,
-                        const std::vector<at::Tensor>& normalized,
-                        const std::vector<const std::vector<int64_t>*>& ids, std::vector<Sums>& sums) {
+void LanguageModelHead::add_tile(int64_t first_id, int64_t count, const std::vector<Chunk>& chunks,
+                                 const std::vector<at::Tensor>& normalized,
+                                 const std::vector<const std::vector<int64_t>*>& ids,
+                                 std::vector<Sums>& sums) {
   const at::Tensor rows = model_.head_rows(first_id, count);
   const linalg::PackedMatrix head({rows}, precision_);
   const linalg::PackedMatrix back({rows.t().contiguous()}, precision_);
@@ -102,8 +136,8 @@ void LossHead::add_tile(int64_t first_id, int64_t count, const std::vector<Chunk
 }
 
 /// From the sums over the vocabulary to d loss / d normalized = scale (sum_v p_v W_v - W_next).
-void LossHead::finish(const std::vector<const std::vector<int64_t>*>& ids, double scale,
-                      std::vector<Sums>& sums, double& loss) {
+void LanguageModelHead::finish(const std::vector<const std::vector<int64_t>*>& ids, double scale,
+                               std::vector<Sums>& sums, double& loss) {
   for (size_t i = 0; i < sums.size(); ++i) {
     Sums& own = sums[i];
     const int64_t predicting = own.sum.size(0);

@@ -148,11 +148,18 @@ std::vector<int64_t> sequence_lengths(int64_t samples, int64_t length, int64_t s
 
 TokenSamples make_samples(const std::vector<Ids>& documents, const SampleOptions& options,
                           const std::string& where) {
-  const std::vector<int64_t> lengths = sequence_lengths(options.samples, options.length, options.starts);
+  std::vector<int64_t> lengths = sequence_lengths(options.samples, options.length, options.starts);
+  if (lengths.back() <= options.special.count()) {
+    throw InvalidArgument("calibration",
+                          fmt::format("every sequence must have room for a token beside the {} "
+                                      "special ones; the shortest has {} tokens",
+                                      options.special.count(), lengths.back()));
+  }
+  for (int64_t& length : lengths) length -= options.special.count();
   TokenSamples out;
   out.documents = static_cast<int64_t>(documents.size());
   if (options.short_samples == ShortSamples::kPack) {
-    pack_documents(documents, lengths, options.length, out);
+    pack_documents(documents, lengths, options.length - options.special.count(), out);
   } else {
     fit_documents(documents, lengths, options.short_samples, where, out);
   }
@@ -161,6 +168,7 @@ TokenSamples make_samples(const std::vector<Ids>& documents, const SampleOptions
                                          "documents and {} of them were dropped as short",
                                          out.documents, out.short_dropped));
   }
+  for (Ids& sequence : out.sequences) sequence = options.special.around(sequence);
   if (out.sequences.size() < lengths.size()) {
     out.warnings.push_back(fmt::format("{}: {} sequences were asked for, the text gives {} ({} tokens)",
                                        where, lengths.size(), out.sequences.size(), out.tokens()));

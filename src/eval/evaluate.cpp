@@ -2,9 +2,11 @@
 
 #include <malloc.h>
 
+#include <sstream>
+
 #include "core/stopwatch.h"
 #include "eval/logit_sums.h"
-#include "lcomp/calib/sample_runner.h"
+#include "eval/stream.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
@@ -13,7 +15,6 @@
 namespace lcomp::eval {
 namespace {
 
-using calib::ActivationCache;
 using model::Model;
 
 constexpr int64_t kVocabularyTile = 2048;
@@ -22,76 +23,6 @@ enum Slot : size_t { kModelLogits = linalg::kFirstFreeSlot, kReferenceLogits };
 
 void check_cancelled(Observer& observer) {
   if (observer.cancelled()) throw Interrupted("evaluate", "the run was asked to stop");
-}
-
-/// The hidden states of one model on all windows, block after block.
-class Stream {
- public:
-  Stream(const Model& model, const EvaluationText& text, ThreadPool& pool)
-      : model_(model),
-        hidden_(std::vector<int64_t>(text.windows.size(), text.window), model.architecture().hidden_size,
-                ActivationCache::Storage::kMemory),
-        runner_(pool, model.architecture(), hidden_, nullptr, text.window) {
-    for (size_t i = 0; i < text.windows.size(); ++i)
-      hidden_.store(static_cast<int64_t>(i), model.embed(text.windows[i]));
-  }
-
-  void pass_block(int64_t i, linalg::Precision precision) {
-    model::Block block = model_.load_block(i);
-    for (size_t g = 0; g < block.groups().size(); ++g) block.prepare(g, precision);
-    runner_.forward(block);
-  }
-
-  void final_norm() {
-    for (int64_t i = 0; i < hidden_.samples(); ++i) {
-      at::Tensor states = hidden_.load(i, hidden_.width());
-      model_.final_norm(states);
-      hidden_.store(i, states);
-    }
-  }
-
-  const Model& model() const { return model_; }
-  int64_t windows() const { return hidden_.samples(); }
-  int64_t values_per_window() const { return hidden_.length(0) * hidden_.width(); }
-  const float* states(int64_t window) const {
-    return hidden_.load(window, hidden_.width()).data_ptr<float>();
-  }
-
- private:
-  const Model& model_;
-  ActivationCache hidden_;
-  calib::SampleRunner runner_;
-};
-
-/// |Y - Y'|_F / |Y|_F over all windows: Y the hidden states of `reference`, Y' those of `model`.
-double drift(const Stream& model, const Stream& reference, ThreadPool& pool) {
-  struct Squares {
-    double difference = 0;
-    double reference = 0;
-  };
-  std::vector<Squares> of_window(static_cast<size_t>(model.windows()));
-  pool.parallel_for(model.windows(), [&](int64_t w, int) {
-    const float* ours = model.states(w);
-    const float* dense = reference.states(w);
-    Squares sum;
-    for (int64_t i = 0; i < model.values_per_window(); ++i) {
-      const double difference = double{dense[i]} - double{ours[i]};
-      sum.difference += difference * difference;
-      sum.reference += double{dense[i]} * double{dense[i]};
-    }
-    of_window[static_cast<size_t>(w)] = sum;
-  });
-  Squares sum;
-  for (const Squares& window : of_window) {
-    sum.difference += window.difference;
-    sum.reference += window.reference;
-  }
-  return std::sqrt(sum.difference / sum.reference);
-}
-
-/// Whether the hidden states of two models behind each block can be compared.
-bool same_shape(const Model& a, const Model& b) {
-  return a.size() == b.size() && a.architecture().hidden_size == b.architecture().hidden_size;
 }
 
 /// Up to kTokenChunk scored positions of one window.
@@ -181,8 +112,7 @@ class HeadPass {
   std::vector<linalg::Scratch> scratch_;
 };
 
-Evaluation summarize(const std::vector<TokenSums>& sums, bool with_reference) {
-  Evaluation out;
+void summarize(const std::vector<TokenSums>& sums, bool with_reference, Evaluation& out) {
   double loss = 0;
   double reference_loss = 0;
   double divergence = 0;
@@ -208,8 +138,52 @@ Evaluation summarize(const std::vector<TokenSums>& sums, bool with_reference) {
     out.kl_mean = divergence / count;
     out.top1_agreement = static_cast<double>(agreements) / count;
   }
-  return out;
 }
+
+/// What the two models must have in common to be compared.
+void check_comparable(const Model& model, const Model* reference, const EvaluationText& text) {
+  const model::Architecture& a = model.architecture();
+  if (a.is_language_model() == text.of_sentences) {
+    throw InvalidArgument("evaluate",
+                          fmt::format("the text must be {}; it is {}",
+                                      text.of_sentences ? "windows of a running text for a language model"
+                                                        : "sentences for an encoder",
+                                      text.of_sentences ? "sentences" : "windows"));
+  }
+  if (reference == nullptr) {
+    if (a.is_language_model()) return;
+    throw InvalidArgument("evaluate",
+                          "an encoder is measured by its embeddings beside those of the dense model, which "
+                          "must be given as reference; there is none");
+  }
+  const model::Architecture& b = reference->architecture();
+  if (a.is_language_model() != b.is_language_model()) {
+    throw InvalidArgument(
+        "evaluate",
+        fmt::format("model and reference must be of one kind; they are {} and {}", a.family, b.family));
+  }
+  if (a.vocab_size != b.vocab_size) {
+    throw InvalidArgument("evaluate",
+                          fmt::format("model and reference must share their vocabulary; they have {} and {} "
+                                      "entries",
+                                      a.vocab_size, b.vocab_size));
+  }
+  if (!a.is_language_model() && a.hidden_size != b.hidden_size) {
+    throw InvalidArgument("evaluate", fmt::format("embeddings must be of one width to be compared; they have "
+                                                  "{} and {} values",
+                                                  a.hidden_size, b.hidden_size));
+  }
+}
+
+void require_room(const WindowOptions& options, const io::SpecialTokens& special, const std::string& where) {
+  if (options.window > special.count()) return;
+  throw ConfigError(where, fmt::format("the window must have room for a token beside the {} special ones; it "
+                                       "has {} tokens",
+                                       special.count(), options.window));
+}
+
+/// Similarities of all pairs are kept while they are ranked.
+constexpr size_t kMostSentences = 4096;
 
 }  // namespace
 
@@ -253,21 +227,59 @@ EvaluationText read_evaluation_text(const std::filesystem::path& text, const io:
   throw CorruptFile(error);
 }
 
+EvaluationText read_sentences(const std::filesystem::path& text, const io::Tokenizer& tokenizer,
+                              const WindowOptions& options) try {
+  const std::string content = io::read_file(text);
+  const std::string where = text.string();
+  io::require_utf8(content, where);
+  const io::SpecialTokens special = tokenizer.special_tokens();
+  require_room(options, special, where);
+  EvaluationText out;
+  out.of_sentences = true;
+  out.file = where;
+  out.text_hash = io::hash_of(content);
+  out.tokenizer_hash = tokenizer.hash();
+  std::istringstream lines(io::with_unix_line_ends(content));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find_first_not_of(" \t") == std::string::npos) continue;
+    if (options.max_windows > 0 && static_cast<int64_t>(out.windows.size()) == options.max_windows) break;
+    std::vector<int64_t> ids = tokenizer.encode(line);
+    const auto room = static_cast<size_t>(options.window - special.count());
+    if (ids.size() > room) {
+      ids.resize(room);
+      ++out.truncated;
+    }
+    out.windows.push_back(special.around(ids));
+    out.window = std::max(out.window, static_cast<int64_t>(out.windows.back().size()));
+  }
+  if (out.windows.size() < 3 || out.windows.size() > kMostSentences) {
+    throw ConfigError(where, fmt::format("the text must have 3 to {} sentences, one a line; it has {}",
+                                         kMostSentences, out.windows.size()));
+  }
+  return out;
+} catch (const ConfigError& error) {  // of what the file holds, not of the job
+  throw CorruptFile(error);
+}
+
+EvaluationText read_evaluation_text(const model::Model& model, const std::filesystem::path& text,
+                                    const io::Tokenizer& tokenizer, const WindowOptions& options) {
+  const model::Architecture& a = model.architecture();
+  if (a.is_language_model()) return read_evaluation_text(text, tokenizer, options);
+  WindowOptions within = options;
+  within.window = std::min(options.window, a.max_positions);
+  return read_sentences(text, tokenizer, within);
+}
+
 Evaluation evaluate(const Model& model, const Model* reference, const EvaluationText& text,
                     linalg::Precision precision, ThreadPool& pool, Observer& observer) {
-  const int64_t vocabulary = model.architecture().vocab_size;
-  if (reference != nullptr && reference->architecture().vocab_size != vocabulary) {
-    throw InvalidArgument(
-        "evaluate",
-        fmt::format("model and reference must share their vocabulary; they have {} and {} entries",
-                    vocabulary, reference->architecture().vocab_size));
-  }
+  check_comparable(model, reference, text);
   const Stopwatch watch;
-  Stream stream(model, text, pool);
+  Stream stream(model, text.windows, pool);
   std::optional<Stream> reference_stream;
-  if (reference != nullptr) reference_stream.emplace(*reference, text, pool);
+  if (reference != nullptr) reference_stream.emplace(*reference, text.windows, pool);
   const int64_t blocks = std::max(model.size(), reference == nullptr ? 0 : reference->size());
-  const int64_t tiles = (vocabulary + kVocabularyTile - 1) / kVocabularyTile;
+  const int64_t vocabulary = model.architecture().vocab_size;
+  const int64_t tiles = text.of_sentences ? 0 : (vocabulary + kVocabularyTile - 1) / kVocabularyTile;
   std::vector<double> drifts;
   for (int64_t i = 0; i < blocks; ++i) {
     check_cancelled(observer);
@@ -277,6 +289,15 @@ Evaluation evaluate(const Model& model, const Model* reference, const Evaluation
       drifts.push_back(drift(stream, *reference_stream, pool));
     malloc_trim(0);  // the pages of the blocks just freed
     observer.progress({"evaluate", i + 1, blocks + tiles, fmt::format("block {} of {}", i + 1, blocks)});
+  }
+  Evaluation out;
+  out.output_drift = std::move(drifts);
+  out.windows = static_cast<int64_t>(text.windows.size());
+  if (text.of_sentences) {
+    out.embedding = compare_embeddings(stream.embeddings(pool), reference_stream->embeddings(pool));
+    for (const auto& ids : text.windows) out.tokens += static_cast<int64_t>(ids.size());
+    out.seconds = watch.seconds();
+    return out;
   }
   stream.final_norm();
   if (reference_stream) reference_stream->final_norm();
@@ -288,24 +309,32 @@ Evaluation evaluate(const Model& model, const Model* reference, const Evaluation
     head.add_vocabulary_tile(first, std::min(kVocabularyTile, vocabulary - first), precision, pool);
     observer.progress({"evaluate", blocks + tile + 1, blocks + tiles, "head"});
   }
-  Evaluation out = summarize(head.sums(), reference != nullptr);
-  out.output_drift = std::move(drifts);
-  out.windows = static_cast<int64_t>(text.windows.size());
+  summarize(head.sums(), reference != nullptr, out);
   out.seconds = watch.seconds();
   return out;
 }
 
 std::string protocol(const EvaluationText& text, linalg::Precision precision) {
+  const std::string arithmetic =
+      fmt::format("{} arithmetic on the stored weights",
+                  precision == linalg::Precision::kBf16 ? "bfloat16 (sums in float32)" : "float32");
+  if (text.of_sentences) {
+    return fmt::format(
+        "{} sentences of the text, each with the tokenizer's special tokens{}; pooled states of the last "
+        "block, "
+        "divided by their length; cosine with the dense model's, rank correlation over all pairs; {}",
+        text.windows.size(),
+        text.truncated > 0 ? fmt::format(", {} of them cut to {} tokens", text.truncated, text.window) : "",
+        arithmetic);
+  }
   const std::string scored =
       text.stride == text.window
           ? fmt::format("the last {} tokens of each", text.window - 1)
           : fmt::format("all of the first and the last {} tokens of each other", text.stride);
   return fmt::format(
       "text tokenized whole without special tokens, {} windows of {} tokens every {} tokens, mean loss over "
-      "{}; {} "
-      "arithmetic on the stored weights",
-      text.windows.size(), text.window, text.stride, scored,
-      precision == linalg::Precision::kBf16 ? "bfloat16 (sums in float32)" : "float32");
+      "{}; {}",
+      text.windows.size(), text.window, text.stride, scored, arithmetic);
 }
 
 }  // namespace lcomp::eval

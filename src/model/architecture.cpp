@@ -16,10 +16,8 @@ struct Family {
 
 /// Every family this version reads. A new one is a file under families/ and a line here.
 constexpr Family kFamilies[] = {
-    {"llama", read_llama},
-    {"mistral", read_mistral},
-    {"qwen2", read_qwen2},
-    {"qwen3", read_qwen3},
+    {"llama", read_llama}, {"mistral", read_mistral}, {"qwen2", read_qwen2},
+    {"qwen3", read_qwen3}, {"bert", read_bert},       {"distilbert", read_distilbert},
 };
 
 /// `lcomp.block_widths` of config.json, where the blocks have widths of their own: an object per block, whose
@@ -80,30 +78,42 @@ std::vector<OperatorInfo> Architecture::operators(int64_t block) const {
   const int64_t q = w.heads * head_dim;
   const int64_t kv = w.kv_heads * head_dim;
   std::vector<OperatorInfo> out;
-  const auto add = [&](const char* folder, const char* kind, int64_t rows, int64_t cols, bool bias) {
-    out.push_back({prefix + folder + kind, kind, rows, cols, bias});
+  const auto add = [&](OperatorRole role, int64_t rows, int64_t cols, bool bias) {
+    const OperatorName& name = names.operators[static_cast<size_t>(role)];
+    out.push_back({prefix + name.path, name.kind, rows, cols, bias, role});
   };
-  add("self_attn.", "q_proj", q, hidden_size, qkv_bias);
-  add("self_attn.", "k_proj", kv, hidden_size, qkv_bias);
-  add("self_attn.", "v_proj", kv, hidden_size, qkv_bias);
-  add("self_attn.", "o_proj", hidden_size, q, output_bias);
-  add("mlp.", "gate_proj", w.intermediate, hidden_size, mlp_bias);
-  add("mlp.", "up_proj", w.intermediate, hidden_size, mlp_bias);
-  add("mlp.", "down_proj", hidden_size, w.intermediate, mlp_bias);
+  add(OperatorRole::kQuery, q, hidden_size, qkv_bias);
+  add(OperatorRole::kKey, kv, hidden_size, qkv_bias);
+  add(OperatorRole::kValue, kv, hidden_size, qkv_bias);
+  add(OperatorRole::kOutput, hidden_size, q, output_bias);
+  if (gated) add(OperatorRole::kGate, w.intermediate, hidden_size, mlp_bias);
+  add(OperatorRole::kUp, w.intermediate, hidden_size, mlp_bias);
+  add(OperatorRole::kDown, hidden_size, w.intermediate, mlp_bias);
   return out;
 }
 
 std::vector<GroupInfo> Architecture::groups(int64_t block) const {
   const std::string prefix = block_prefix(block);
-  return {{"attention_input", {0, 1, 2}, prefix + "input_layernorm", false},
-          {"attention_output",
-           {3},
-           prefix + "self_attn.v_proj",
-           true,
-           head_dim,
-           block_widths(block).heads / block_widths(block).kv_heads},
-          {"mlp_input", {4, 5}, prefix + "post_attention_layernorm", false},
-          {"mlp_output", {6}, prefix + "mlp.up_proj", true}};
+  const BlockWidths& w = block_widths(block);
+  const auto named = [&](OperatorRole role) {
+    return prefix + names.operators[static_cast<size_t>(role)].path;
+  };
+  // What a norm behind the sum makes is read by the next sum too, so it can take no scale of one reader.
+  const auto norm_in_front = [&](const std::string& name) { return norm_first ? prefix + name : ""; };
+  // act(gate) * up is linear in up; relu(up / s) = relu(up) / s.
+  const bool up_absorbs = gated || activation == Activation::kRelu;
+  const size_t up = position(OperatorRole::kUp);
+  const std::vector<size_t> mlp_input =
+      gated ? std::vector{position(OperatorRole::kGate), up} : std::vector{up};
+  return {{"attention_input", {0, 1, 2}, norm_in_front(names.attention_norm), false},
+          {"attention_output", {3}, named(OperatorRole::kValue), true, head_dim, w.heads / w.kv_heads},
+          {"mlp_input", mlp_input, norm_in_front(names.mlp_norm), false},
+          {"mlp_output", {up + 1}, up_absorbs ? named(OperatorRole::kUp) : "", true}};
+}
+
+std::vector<std::string> Architecture::norm_tensors(const std::string& name) const {
+  if (norm == NormKind::kRms) return {name + names.norm_weight};
+  return {name + names.norm_weight, name + names.norm_bias};
 }
 
 std::vector<DependencyGroup> Architecture::dependency_groups(int64_t block) const {
@@ -118,8 +128,10 @@ std::vector<DependencyGroup> Architecture::dependency_groups(const BlockWidths& 
       of.kv_heads,
       {{0, true, queries}, {1, true, head_dim}, {2, true, head_dim}, {3, false, queries}},
       1};
-  const DependencyGroup mlp{
-      UnitKind::kChannel, "mlp", of.intermediate, {{4, true, 1}, {5, true, 1}, {6, false, 1}}, 3};
+  DependencyGroup mlp{UnitKind::kChannel, "mlp", of.intermediate, {}, 3};
+  if (gated) mlp.slices.push_back({position(OperatorRole::kGate), true, 1});
+  mlp.slices.push_back({position(OperatorRole::kUp), true, 1});
+  mlp.slices.push_back({position(OperatorRole::kDown), false, 1});
   return {attention, mlp};
 }
 
@@ -171,7 +183,7 @@ double Architecture::attention_flops(int64_t length) const {
   for (size_t block = 0; block < windows.size(); ++block) {
     const int64_t window = windows[block];
     const double w = window > 0 ? std::min(static_cast<double>(window), n) : n;
-    const double pairs = n * w - w * (w - 1.0) / 2.0;  // query-key pairs inside the causal window
+    const double pairs = causal ? n * w - w * (w - 1.0) / 2.0 : n * n;  // of queries and keys they see
     sum += 4.0 * pairs * static_cast<double>(widths[block].heads * head_dim);
   }
   return sum;
@@ -181,6 +193,14 @@ std::string beyond_positions(const Architecture& architecture, int64_t length) {
   if (architecture.max_positions <= 0 || length <= architecture.max_positions) return "";
   return fmt::format("sequences of {} tokens go beyond the model's max_position_embeddings = {}", length,
                      architecture.max_positions);
+}
+
+void require_positions(const Architecture& architecture, int64_t length, const std::string& where) {
+  if (architecture.names.positions.empty() || length <= architecture.max_positions) return;
+  throw ConfigError(where,
+                    fmt::format("sequences must have at most the {} tokens that the model has position "
+                                "embeddings for; they have {}",
+                                architecture.max_positions, length));
 }
 
 }  // namespace lcomp::model

@@ -63,9 +63,9 @@ Block::Block(const Architecture& architecture, int64_t index, std::vector<Linear
 
 /// The widths, from the shapes of the operators.
 void Block::measure() {
-  enum Operator : size_t { kQuery, kKey, kGate = 4 };
-  widths_ = {ops_[kQuery].info.out_features / architecture_->head_dim,
-             ops_[kKey].info.out_features / architecture_->head_dim, ops_[kGate].info.out_features};
+  const auto rows = [&](OperatorRole role) { return ops_[architecture_->position(role)].info.out_features; };
+  widths_ = {rows(OperatorRole::kQuery) / architecture_->head_dim,
+             rows(OperatorRole::kKey) / architecture_->head_dim, rows(OperatorRole::kUp)};
 }
 
 Block::~Block() = default;
@@ -183,29 +183,47 @@ void Block::release() {
   for (size_t g = 0; g < groups_.size(); ++g) kernels_->release(g);
 }
 
-const float* Block::norm_weight(const char* suffix) const {
+const float* Block::norm_values(const std::string& suffix) const {
   return norms_.at(architecture_->block_prefix(index_) + suffix).data_ptr<float>();
 }
 
-at::Tensor Block::normalized(const at::Tensor& hidden, const char* norm, float* out) const {
-  const int64_t rows = hidden.size(0);
-  const int64_t width = hidden.size(1);
-  kernels::rms_norm(hidden.data_ptr<float>(), norm_weight(norm), architecture_->norm_eps, rows, width, out);
-  return at::from_blob(out, {rows, width}, at::kFloat);
+void Block::normalize(const float* x, const std::string& norm, int64_t rows, float* y) const {
+  const Architecture& a = *architecture_;
+  const float* weight = norm_values(norm + a.names.norm_weight);
+  if (a.norm == NormKind::kRms) {
+    kernels::rms_norm(x, weight, a.norm_eps, rows, a.hidden_size, y);
+  } else {
+    kernels::layer_norm(x, weight, norm_values(norm + a.names.norm_bias), a.norm_eps, rows, a.hidden_size, y);
+  }
+}
+
+/// What the first operators of a half of the block read: its norm of `hidden`, put into `room`, or, where the
+/// norm stands behind the sum, `hidden` itself.
+const float* Block::read_by_half(const float* hidden, const std::string& norm, int64_t rows,
+                                 float* room) const {
+  if (!architecture_->norm_first) return hidden;
+  normalize(hidden, norm, rows, room);
+  return room;
+}
+
+at::Tensor Block::input_of_half(const at::Tensor& hidden, const std::string& norm, float* out) const {
+  const float* input = read_by_half(hidden.data_ptr<float>(), norm, hidden.size(0), out);
+  if (input != out) std::copy_n(input, hidden.numel(), out);
+  return at::from_blob(out, hidden.sizes(), at::kFloat);
 }
 
 at::Tensor Block::advance(size_t group, SampleState& state, linalg::Scratch& scratch, float* input) const {
   switch (group) {
     case kAttentionInput:
-      return normalized(state.hidden, "input_layernorm.weight", input);
+      return input_of_half(state.hidden, architecture_->names.attention_norm, input);
     case kAttentionOutput:
       project_and_attend(state, scratch);
       return state.work;
     case kMlpInput:
-      add_projection(kAttentionOutput, state, scratch);
-      return normalized(state.hidden, "post_attention_layernorm.weight", input);
+      finish_half(kAttentionOutput, state, scratch);
+      return input_of_half(state.hidden, architecture_->names.mlp_norm, input);
     case kMlpOutput:
-      gate_and_up(state, scratch);
+      expand(state, scratch);
       return state.work;
     default:
       throw InvalidArgument("Block::advance",
@@ -214,15 +232,15 @@ at::Tensor Block::advance(size_t group, SampleState& state, linalg::Scratch& scr
 }
 
 void Block::finish(SampleState& state, linalg::Scratch& scratch) const {
-  add_projection(kMlpOutput, state, scratch);
+  finish_half(kMlpOutput, state, scratch);
 }
 
 void Block::forward(SampleState& state, linalg::Scratch& scratch, const Tap& tap) const {
   for (size_t g = 0; g < groups_.size(); ++g) {
-    // Without a tap nobody looks at the normalized input as a whole; the projections make it in chunks.
+    // Without a tap nobody looks at the inputs of the halves as a whole; the projections make them in chunks.
     if (!tap && g == kAttentionInput) continue;
     if (!tap && g == kMlpInput) {
-      add_projection(kAttentionOutput, state, scratch);
+      finish_half(kAttentionOutput, state, scratch);
       continue;
     }
     float* input = groups_[g].input_in_work ? nullptr : scratch.floats(kWholeInput, state.hidden.numel());
@@ -265,23 +283,22 @@ void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) con
   const int64_t width = q_width + 2 * kv_width;
   float* qkv = scratch.floats(kProjected, tokens * width);
   float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
-  const float* norm = norm_weight("input_layernorm.weight");
+  const std::string& norm = a.names.attention_norm;
   const linalg::PackedMatrix* packed = kernels_->packed[kAttentionInput].get();
   if (packed == nullptr) {
     float* whole = scratch.floats(kWholeInput, state.hidden.numel());
-    multiply_apart(kAttentionInput, normalized(state.hidden, "input_layernorm.weight", whole), qkv, scratch);
+    multiply_apart(kAttentionInput, input_of_half(state.hidden, norm, whole), qkv, scratch);
   }
   for (int64_t begin = 0; packed != nullptr && begin < tokens; begin += kChunk) {
     const int64_t rows = std::min(kChunk, tokens - begin);
-    kernels::rms_norm(state.hidden.data_ptr<float>() + begin * a.hidden_size, norm, a.norm_eps, rows,
-                      a.hidden_size, input);
-    packed->multiply(input, rows, qkv + begin * width, false, scratch);
+    const float* hidden = state.hidden.data_ptr<float>() + begin * a.hidden_size;
+    packed->multiply(read_by_half(hidden, norm, rows, input), rows, qkv + begin * width, false, scratch);
   }
 
   const float scale = 1.0F / std::sqrt(static_cast<float>(a.head_dim));
   const auto tables = kernels_->rotary.tables_for(tokens);
-  const float* q_norm = a.qk_norm ? norm_weight("self_attn.q_norm.weight") : nullptr;
-  const float* k_norm = a.qk_norm ? norm_weight("self_attn.k_norm.weight") : nullptr;
+  const float* q_norm = a.qk_norm ? norm_values("self_attn.q_norm.weight") : nullptr;
+  const float* k_norm = a.qk_norm ? norm_values("self_attn.k_norm.weight") : nullptr;
   for (int64_t t = 0; t < tokens; ++t) {
     float* row = qkv + t * width;
     if (a.qkv_bias) {
@@ -308,10 +325,11 @@ void Block::project_and_attend(SampleState& state, linalg::Scratch& scratch) con
   shape.kv_heads = kv_heads;
   shape.head_dim = a.head_dim;
   shape.window = a.windows[static_cast<size_t>(index_)];
+  shape.causal = a.causal;
   shape.q_stride = width;
   shape.kv_stride = width;
   float* context = work_buffer(state, tokens, q_width);
-  kernels::causal_attention(shape, qkv, qkv + q_width, qkv + q_width + kv_width, context, scratch, kScores);
+  kernels::attention(shape, qkv, qkv + q_width, qkv + q_width + kv_width, context, scratch, kScores);
 }
 
 /// hidden += work W^T (+ bias), W being the only operator of `group`.
@@ -328,40 +346,53 @@ void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& sc
   if (op.bias.defined()) kernels::add_bias(op.bias.data_ptr<float>(), tokens, op.info.out_features, hidden);
 }
 
-/// hidden -> act(gate) * up in `work`, in chunks of rows that stay in cache.
-void Block::gate_and_up(SampleState& state, linalg::Scratch& scratch) const {
+/// The end of a half: its output joins `hidden`, which is then normalized where the norm stands behind the
+/// sum.
+void Block::finish_half(size_t group, SampleState& state, linalg::Scratch& scratch) const {
+  const Architecture& a = *architecture_;
+  add_projection(group, state, scratch);
+  if (a.norm_first) return;
+  float* hidden = state.hidden.data_ptr<float>();
+  normalize(hidden, group == kMlpOutput ? a.names.mlp_norm : a.names.attention_norm, state.hidden.size(0),
+            hidden);
+}
+
+/// hidden -> act(gate) * up, or act(up), in `work`, in chunks of rows that stay in cache.
+void Block::expand(SampleState& state, linalg::Scratch& scratch) const {
   const Architecture& a = *architecture_;
   const int64_t tokens = state.hidden.size(0);
   const int64_t inner = widths_.intermediate;
+  const int64_t width = a.gated ? 2 * inner : inner;  // of what the products give for a token
   float* work = work_buffer(state, tokens, inner);
   float* input = scratch.floats(kNormalized, kChunk * a.hidden_size);
   const linalg::PackedMatrix* packed = kernels_->packed[kMlpInput].get();
-  float* both = scratch.floats(kProjected, (packed == nullptr ? tokens : kChunk) * 2 * inner);
+  float* products = scratch.floats(kProjected, (packed == nullptr ? tokens : kChunk) * width);
+  const std::string& norm = a.names.mlp_norm;
   if (packed == nullptr) {
     float* whole = scratch.floats(kWholeInput, state.hidden.numel());
-    multiply_apart(kMlpInput, normalized(state.hidden, "post_attention_layernorm.weight", whole), both,
-                   scratch);
+    multiply_apart(kMlpInput, input_of_half(state.hidden, norm, whole), products, scratch);
   }
-  const float* norm = norm_weight("post_attention_layernorm.weight");
   for (int64_t begin = 0; begin < tokens; begin += kChunk) {
     const int64_t rows = std::min(kChunk, tokens - begin);
     const float* hidden = state.hidden.data_ptr<float>() + begin * a.hidden_size;
     if (packed != nullptr) {
-      kernels::rms_norm(hidden, norm, a.norm_eps, rows, a.hidden_size, input);
-      packed->multiply(input, rows, both, false, scratch);
+      packed->multiply(read_by_half(hidden, norm, rows, input), rows, products, false, scratch);
     } else if (begin > 0) {
-      both += kChunk * 2 * inner;
+      products += kChunk * width;
     }
     if (a.mlp_bias) {
-      for (int64_t r = 0; r < rows; ++r) {
-        kernels::add(ops_[groups_[kMlpInput].operators[0]].bias.data_ptr<float>(), inner,
-                     both + r * 2 * inner);
-        kernels::add(ops_[groups_[kMlpInput].operators[1]].bias.data_ptr<float>(), inner,
-                     both + r * 2 * inner + inner);
+      float* part = products;
+      for (const size_t op : groups_[kMlpInput].operators) {
+        for (int64_t r = 0; r < rows; ++r)
+          kernels::add(ops_[op].bias.data_ptr<float>(), inner, part + r * width);
+        part += inner;
       }
     }
-    const auto gated = a.activation == Activation::kSilu ? kernels::silu_times : kernels::gelu_tanh_times;
-    gated(both, rows, inner, work + begin * inner);
+    if (a.gated) {
+      kernels::gate(a.activation, products, rows, inner, work + begin * inner);
+    } else {
+      kernels::activate(a.activation, products, rows * inner, work + begin * inner);
+    }
   }
 }
 

@@ -62,31 +62,101 @@ void rms_norm(const float* x, const float* weight, double eps, int64_t rows, int
   }
 }
 
-template <class Activation>
-void gated(const float* gate_up, int64_t rows, int64_t width, float* y, const Activation& activation) {
+void layer_norm(const float* x, const float* weight, const float* bias, double eps, int64_t rows,
+                int64_t width, float* y) {
+  const D d;
+  const auto mean_of = [&](hn::Vec<D> sum) {
+    return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum))) / static_cast<double>(width);
+  };
   for (int64_t r = 0; r < rows; ++r) {
-    const float* gate = gate_up + r * 2 * width;
-    const float* up = gate + width;
+    const float* row = x + r * width;
     float* out = y + r * width;
+    auto sum = hn::Zero(d);
+    for_vectors(width, [&](int64_t i, int64_t n) { sum = hn::Add(sum, load(row + i, n)); });
+    const auto mean = hn::Set(d, static_cast<float>(mean_of(sum)));
+    auto squares = hn::Zero(d);
     for_vectors(width, [&](int64_t i, int64_t n) {
-      store(hn::Mul(activation(load(gate + i, n)), load(up + i, n)), out + i, n);
+      const auto valid = hn::FirstN(d, static_cast<size_t>(n));
+      const auto v = hn::IfThenElseZero(valid, hn::Sub(load(row + i, n), mean));
+      squares = hn::MulAdd(v, v, squares);
+    });
+    const auto scale = hn::Set(d, static_cast<float>(1.0 / std::sqrt(mean_of(squares) + eps)));
+    for_vectors(width, [&](int64_t i, int64_t n) {
+      const auto v = hn::Mul(hn::Sub(load(row + i, n), mean), scale);
+      store(hn::MulAdd(v, load(weight + i, n), load(bias + i, n)), out + i, n);
     });
   }
 }
 
-void silu_times(const float* gate_up, int64_t rows, int64_t width, float* y) {
-  const D d;
-  gated(gate_up, rows, width, y,
-        [&](auto g) { return hn::Div(g, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, hn::Neg(g)))); });
+struct Silu {
+  hn::Vec<D> operator()(hn::Vec<D> x) const {
+    const D d;
+    return hn::Div(x, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, hn::Neg(x))));
+  }
+};
+
+/// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3)
+struct GeluTanh {
+  hn::Vec<D> operator()(hn::Vec<D> x) const {
+    const D d;
+    const auto cube = hn::Mul(hn::Mul(x, x), x);
+    const auto u2 = hn::Mul(hn::Set(d, 1.5957691216057308F), hn::MulAdd(hn::Set(d, 0.044715F), cube, x));
+    return hn::Div(x, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, hn::Neg(u2))));
+  }
+};
+
+/// x P(X < x) of a standard normal X. erfc(|x| / sqrt(2)) by Abramowitz and Stegun (1964), 7.1.26, whose
+/// error is below 1.5e-7.
+struct Gelu {
+  hn::Vec<D> operator()(hn::Vec<D> x) const {
+    const D d;
+    const auto z = hn::Mul(hn::Abs(x), hn::Set(d, 0.70710678118654752F));
+    const auto one = hn::Set(d, 1.0F);
+    const auto t = hn::Div(one, hn::MulAdd(hn::Set(d, 0.3275911F), z, one));
+    auto series = hn::Set(d, 1.061405429F);
+    for (const float term : {-1.453152027F, 1.421413741F, -0.284496736F, 0.254829592F})
+      series = hn::MulAdd(series, t, hn::Set(d, term));
+    const auto tail = hn::Mul(hn::Mul(series, t), hn::Exp(d, hn::Neg(hn::Mul(z, z))));
+    const auto half = hn::Mul(hn::Set(d, 0.5F), tail);  // P(X > |x|)
+    return hn::Mul(x, hn::IfThenElse(hn::Lt(x, hn::Zero(d)), half, hn::Sub(one, half)));
+  }
+};
+
+struct Relu {
+  hn::Vec<D> operator()(hn::Vec<D> x) const { return hn::Max(x, hn::Zero(D())); }
+};
+
+/// Calls `body` with the function that `activation` names.
+template <class Body>
+void with_activation(Activation activation, const Body& body) {
+  switch (activation) {
+    case Activation::kSilu:
+      return body(Silu());
+    case Activation::kGeluTanh:
+      return body(GeluTanh());
+    case Activation::kGelu:
+      return body(Gelu());
+    case Activation::kRelu:
+      return body(Relu());
+  }
 }
 
-void gelu_tanh_times(const float* gate_up, int64_t rows, int64_t width, float* y) {
-  const D d;
-  // 0.5 g (1 + tanh(u)) = g / (1 + exp(-2 u)), u = sqrt(2/pi) (g + 0.044715 g^3)
-  gated(gate_up, rows, width, y, [&](auto g) {
-    const auto cube = hn::Mul(hn::Mul(g, g), g);
-    const auto u2 = hn::Mul(hn::Set(d, 1.5957691216057308F), hn::MulAdd(hn::Set(d, 0.044715F), cube, g));
-    return hn::Div(g, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, hn::Neg(u2))));
+void gate(Activation activation, const float* gate_up, int64_t rows, int64_t width, float* y) {
+  with_activation(activation, [&](const auto& function) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* gates = gate_up + r * 2 * width;
+      const float* ups = gates + width;
+      float* out = y + r * width;
+      for_vectors(width, [&](int64_t i, int64_t n) {
+        store(hn::Mul(function(load(gates + i, n)), load(ups + i, n)), out + i, n);
+      });
+    }
+  });
+}
+
+void activate(Activation activation, const float* x, int64_t count, float* y) {
+  with_activation(activation, [&](const auto& function) {
+    for_vectors(count, [&](int64_t i, int64_t n) { store(function(load(x + i, n)), y + i, n); });
   });
 }
 
@@ -153,8 +223,9 @@ HWY_AFTER_NAMESPACE();
 namespace lcomp::model::kernels {
 
 HWY_EXPORT(rms_norm);
-HWY_EXPORT(silu_times);
-HWY_EXPORT(gelu_tanh_times);
+HWY_EXPORT(layer_norm);
+HWY_EXPORT(gate);
+HWY_EXPORT(activate);
 HWY_EXPORT(rotate_half);
 HWY_EXPORT(exp_rows);
 HWY_EXPORT(add);
@@ -163,12 +234,17 @@ void rms_norm(const float* x, const float* weight, double eps, int64_t rows, int
   HWY_DYNAMIC_DISPATCH(rms_norm)(x, weight, eps, rows, width, y);
 }
 
-void silu_times(const float* gate_up, int64_t rows, int64_t width, float* y) {
-  HWY_DYNAMIC_DISPATCH(silu_times)(gate_up, rows, width, y);
+void layer_norm(const float* x, const float* weight, const float* bias, double eps, int64_t rows,
+                int64_t width, float* y) {
+  HWY_DYNAMIC_DISPATCH(layer_norm)(x, weight, bias, eps, rows, width, y);
 }
 
-void gelu_tanh_times(const float* gate_up, int64_t rows, int64_t width, float* y) {
-  HWY_DYNAMIC_DISPATCH(gelu_tanh_times)(gate_up, rows, width, y);
+void gate(Activation activation, const float* gate_up, int64_t rows, int64_t width, float* y) {
+  HWY_DYNAMIC_DISPATCH(gate)(activation, gate_up, rows, width, y);
+}
+
+void activate(Activation activation, const float* x, int64_t count, float* y) {
+  HWY_DYNAMIC_DISPATCH(activate)(activation, x, count, y);
 }
 
 void rotate_half(float* head, const float* cosines, const float* sines, int64_t dims, int64_t head_dim,
@@ -197,8 +273,8 @@ constexpr int64_t kAttentionRows = 96;
 
 }  // namespace
 
-void causal_attention(const AttentionShape& shape, const float* q, const float* k, const float* v,
-                      float* context, linalg::Scratch& scratch, size_t slot) {
+void attention(const AttentionShape& shape, const float* q, const float* k, const float* v, float* context,
+               linalg::Scratch& scratch, size_t slot) {
   // The query heads that share a key head go through one product, which then packs keys and values once for
   // all of them.
   const int64_t group = shape.heads / shape.kv_heads;
@@ -221,10 +297,10 @@ void causal_attention(const AttentionShape& shape, const float* q, const float* 
     for (int64_t row = 0; row < (end - begin) * group; ++row) {
       const int64_t token = begin + row / group;
       first[static_cast<size_t>(row)] = oldest(token) - key_begin;
-      last[static_cast<size_t>(row)] = token + 1 - key_begin;
+      last[static_cast<size_t>(row)] = (shape.causal ? token + 1 : shape.tokens) - key_begin;
     }
     const auto rows = static_cast<int>((end - begin) * group);
-    const auto keys = static_cast<int>(end - key_begin);
+    const auto keys = static_cast<int>((shape.causal ? end : shape.tokens) - key_begin);
     for (int64_t head = 0; head < shape.kv_heads; ++head) {
       const int64_t kv_offset = key_begin * shape.kv_stride + head * shape.head_dim;
       for (int64_t t = begin; t < end; ++t)

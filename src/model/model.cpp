@@ -26,13 +26,42 @@ bool is_stray_buffer(const std::string& name) {
 /// The norms of a block by tensor name, with their lengths.
 std::map<std::string, int64_t> norms_of(const Architecture& a, int64_t block) {
   const std::string prefix = a.block_prefix(block);
-  std::map<std::string, int64_t> norms = {{prefix + "input_layernorm.weight", a.hidden_size},
-                                          {prefix + "post_attention_layernorm.weight", a.hidden_size}};
+  std::map<std::string, int64_t> norms;
+  for (const std::string& norm : {a.names.attention_norm, a.names.mlp_norm}) {
+    for (const std::string& name : a.norm_tensors(prefix + norm)) norms[name] = a.hidden_size;
+  }
   if (a.qk_norm) {
     for (const char* suffix : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"})
       norms[prefix + suffix] = a.head_dim;
   }
   return norms;
+}
+
+/// The tensors of a model that belong to no block and are read, but for embedding and head, with their
+/// shapes.
+std::map<std::string, std::vector<int64_t>> outer_parts(const Architecture& a) {
+  std::map<std::string, std::vector<int64_t>> parts;
+  for (const std::string& norm : {a.names.embedding_norm, a.names.final_norm}) {
+    if (norm.empty()) continue;
+    for (const std::string& name : a.norm_tensors(a.names.prefix + norm)) parts[name] = {a.hidden_size};
+  }
+  if (!a.names.positions.empty())
+    parts[a.names.prefix + a.names.positions + ".weight"] = {a.max_positions, a.hidden_size};
+  if (!a.names.token_types.empty())
+    parts[a.names.prefix + a.names.token_types + ".weight"] = {a.token_types, a.hidden_size};
+  return parts;
+}
+
+/// Takes the names that the checkpoint has where a family is stored under several.
+void settle_names(const io::Checkpoint& checkpoint, Architecture& a) {
+  if (a.names.prefix_optional && !checkpoint.contains(a.embedding_name()) &&
+      checkpoint.contains(a.names.embedding + ".weight"))
+    a.names.prefix = "";
+  if (a.norm == NormKind::kLayer &&
+      checkpoint.contains(a.block_prefix(0) + a.names.attention_norm + ".gamma")) {
+    a.names.norm_weight = ".gamma";
+    a.names.norm_bias = ".beta";
+  }
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -65,7 +94,9 @@ Model Model::open(const std::filesystem::path& directory) {
   }
   if (!std::filesystem::exists(config))
     throw CorruptFile(directory.string(), "the model directory must hold config.json; there is none");
-  return {io::read_file(config), io::open_checkpoint(directory), directory.string()};
+  Model model(io::read_file(config), io::open_checkpoint(directory), directory.string());
+  if (!model.architecture_.is_language_model()) model.pooling_ = read_pooling(directory);
+  return model;
 }
 
 Model::Model(std::string config_json, io::CheckpointPtr checkpoint, std::string where)
@@ -76,6 +107,7 @@ Model::Model(std::string config_json, io::CheckpointPtr checkpoint, std::string 
   } catch (const ConfigError& error) {  // of the model's file, not of the job
     throw CorruptFile(error);
   }
+  settle_names(*checkpoint_, architecture_);
   quantization_ = QuantizationConfig::read(config_json_, config_name);
   warnings_ = checkpoint_->warnings();
   check_all();
@@ -121,20 +153,18 @@ void Model::check_operator(const OperatorInfo& op) const {
 }
 
 void Model::check_all() {
-  check_tensor(Architecture::kFinalNorm, {architecture_.hidden_size});
-  const bool has_embedding = checkpoint_->contains(Architecture::kEmbedding);
-  const bool has_head = checkpoint_->contains(Architecture::kHead);
+  for (const auto& [name, shape] : outer_parts(architecture_)) check_tensor(name, shape);
+  embedding_name_ = architecture_.embedding_name();
+  if (architecture_.is_language_model()) head_name_ = architecture_.head_name();
+  const bool has_embedding = checkpoint_->contains(embedding_name_);
+  const bool has_head = checkpoint_->contains(head_name_);
   // One matrix for both, whichever name it is stored under; two stored matrices are two, whatever the flag
   // says.
-  if (architecture_.tied_embeddings && has_embedding != has_head) {
-    embedding_name_ = head_name_ = has_embedding ? Architecture::kEmbedding : Architecture::kHead;
-  } else {
-    embedding_name_ = Architecture::kEmbedding;
-    head_name_ = Architecture::kHead;
-  }
+  if (architecture_.tied_embeddings && has_embedding != has_head)
+    embedding_name_ = head_name_ = has_embedding ? embedding_name_ : head_name_;
   const std::vector<int64_t> shape = {architecture_.vocab_size, architecture_.hidden_size};
   check_tensor(embedding_name_, shape);
-  check_tensor(head_name_, shape);
+  if (architecture_.is_language_model()) check_tensor(head_name_, shape);
   if (architecture_.tied_embeddings && has_embedding && has_head &&
       checkpoint_->hash_of_tensor(embedding_name_) != checkpoint_->hash_of_tensor(head_name_)) {
     warnings_.push_back(
@@ -150,7 +180,8 @@ void Model::check_all() {
 /// Tensors that no part of the model reads. They are copied; but a bias that config.json does not announce is
 /// as likely a mistake as a leftover.
 void Model::warn_of_unused() {
-  std::set<std::string> used = {Architecture::kFinalNorm, Architecture::kEmbedding, Architecture::kHead};
+  std::set<std::string> used = {architecture_.embedding_name(), architecture_.head_name()};
+  for (const auto& [name, shape] : outer_parts(architecture_)) used.insert(name);
   std::map<std::string, bool> biased;  // by operator
   for (int64_t i = 0; i < size(); ++i) {
     for (const auto& [name, length] : norms_of(architecture_, i)) used.insert(name);
@@ -158,6 +189,9 @@ void Model::warn_of_unused() {
   }
   const auto is_used = [&](const std::string& name) {
     if (used.contains(name) || is_stray_buffer(name)) return true;
+    for (const std::string& task : architecture_.names.task_heads) {
+      if (name.starts_with(task)) return true;
+    }
     // "operator.weight", "operator.weight_packed", "operator.input_scale", "operator.weight.absmax".
     for (size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
       const auto op = biased.find(name.substr(0, dot));
@@ -252,7 +286,7 @@ at::Tensor Model::read_rows(const std::string& name, int64_t begin, int64_t coun
   return rows;
 }
 
-at::Tensor Model::embed(std::span<const int64_t> ids) const {
+at::Tensor Model::embed(std::span<const int64_t> ids, std::span<const int64_t> type_ids) const {
   const auto count = static_cast<int64_t>(ids.size());
   at::Tensor out = at::empty({count, architecture_.hidden_size}, at::kFloat);
   for (int64_t t = 0; t < count; ++t) {
@@ -265,16 +299,55 @@ at::Tensor Model::embed(std::span<const int64_t> ids) const {
     std::memcpy(out.data_ptr<float>() + t * architecture_.hidden_size, row.data_ptr<float>(),
                 static_cast<size_t>(architecture_.hidden_size) * sizeof(float));
   }
+  add_positions_and_types(type_ids, out);
+  if (!architecture_.names.embedding_norm.empty()) normalize(architecture_.names.embedding_norm, out);
   return out;
 }
 
+void Model::add_positions_and_types(std::span<const int64_t> type_ids, at::Tensor& embedded) const {
+  const TensorNames& names = architecture_.names;
+  const int64_t count = embedded.size(0);
+  if (!names.positions.empty()) {
+    require_positions(architecture_, count, "Model::embed");
+    embedded += read_rows(names.prefix + names.positions + ".weight", 0, count);
+  }
+  if (names.token_types.empty()) return;
+  const at::Tensor types =
+      read_rows(names.prefix + names.token_types + ".weight", 0, architecture_.token_types);
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t type = type_ids.empty() ? 0 : type_ids[static_cast<size_t>(t)];
+    if (type < 0 || type >= architecture_.token_types) {
+      throw InvalidArgument("Model::embed", fmt::format("segment ids must lie in [0, {}); received {}",
+                                                        architecture_.token_types, type));
+    }
+    embedded[t] += types[type];
+  }
+}
+
+void Model::normalize(const std::string& norm, at::Tensor& hidden) const {
+  std::vector<at::Tensor> values;
+  for (const std::string& name : architecture_.norm_tensors(architecture_.names.prefix + norm))
+    values.push_back(read_finite(name).to(at::kFloat).contiguous());
+  float* x = hidden.data_ptr<float>();
+  const float* weight = values[0].data_ptr<float>();
+  const double eps = architecture_.norm_eps;
+  if (architecture_.norm == NormKind::kRms) {
+    kernels::rms_norm(x, weight, eps, hidden.size(0), hidden.size(1), x);
+  } else {
+    kernels::layer_norm(x, weight, values[1].data_ptr<float>(), eps, hidden.size(0), hidden.size(1), x);
+  }
+}
+
 void Model::final_norm(at::Tensor& hidden) const {
-  const at::Tensor weight = read_finite(Architecture::kFinalNorm).to(at::kFloat).contiguous();
-  kernels::rms_norm(hidden.data_ptr<float>(), weight.data_ptr<float>(), architecture_.norm_eps,
-                    hidden.size(0), hidden.size(1), hidden.data_ptr<float>());
+  if (!architecture_.names.final_norm.empty()) normalize(architecture_.names.final_norm, hidden);
 }
 
 at::Tensor Model::head_rows(int64_t begin, int64_t count) const {
+  if (!architecture_.is_language_model()) {
+    throw Unsupported(where_, fmt::format("the model must have a language-model head for this; the family {} "
+                                          "has none",
+                                          architecture_.family));
+  }
   return read_rows(head_name_, begin, count);
 }
 

@@ -95,7 +95,11 @@ void Run::make_gradients(int64_t lowest) {
   const auto storage = job_.calibration.cache == CachePlace::kMemory
                            ? calib::ActivationCache::Storage::kMemory
                            : calib::ActivationCache::Storage::kDisk;
-  calib::GradientSweep sweep(model_, samples_.tokens.sequences, {storage, work_->path(), plan_.compute},
+  calib::GradientSweep sweep(model_, samples_.tokens.sequences,
+                             {.storage = storage,
+                              .directory = work_->path(),
+                              .precision = plan_.compute,
+                              .seed = static_cast<uint64_t>(job_.seed)},
                              pool_);
   sweep.start();
   // The inputs are not worth saving: with them a resumed run would save a quarter of the sweep's work.
@@ -110,7 +114,8 @@ void Run::make_gradients(int64_t lowest) {
     observer_.note(fmt::format("continuing the gradients below block {} of {}", from + 1, model_.size()));
   } else {
     sweep.head();
-    observer_.note(fmt::format("the loss on the calibration text is {:.6g} per token", sweep.loss()));
+    if (model_.architecture().is_language_model())
+      observer_.note(fmt::format("the loss on the calibration text is {:.6g} per token", sweep.loss()));
   }
   sweep_back(sweep, from, lowest);
   gradient_work_ = {sweep.flops(), sweep.cpu_seconds(), 0, 0};

@@ -304,13 +304,14 @@ void WriteOptions::visit(FieldVisitor& v) {
 }
 
 void EvaluateOptions::visit(FieldVisitor& v) {
-  v.field("text", text, "Text file to measure perplexity on.");
-  v.field("window", window, {2, kMaxTokens}, "Tokens per window.");
+  v.field("text", text, "Text file to measure perplexity on; for an encoder, sentences, one a line.");
+  v.field("window", window, {2, kMaxTokens}, "Tokens per window; of an encoder, most tokens of a sentence.");
   v.field("stride", stride, {0, kMaxTokens},
           "Tokens between the starts of windows; 0: the window, without overlap.");
   v.field("max_windows", max_windows, {0, kMaxTokens},
-          "Windows to measure, from the start of the text; 0: all.");
-  v.field("reference", reference, "Also measure KL divergence and top-1 agreement against the dense model.");
+          "Windows (sentences) to measure, from the start of the text; 0: all.");
+  v.field("reference", reference,
+          "Also measure KL divergence and top-1 agreement against the dense model; an encoder needs it.");
 }
 
 Job parse_job(std::string_view json_text, const std::string& where, const MethodTable& methods) {

@@ -292,18 +292,23 @@ uint64_t gradient_disk(const Job& job, const model::Architecture& a, double matr
   return bytes + to_bytes(measure(a).block_parameters * 4.0 * static_cast<double>(a.layers) * matrices);
 }
 
+/// Tokens of the longest sequence of the evaluation: learned positions limit what a sentence is cut to.
+int64_t evaluation_window(const Job& job, const model::Model& model) {
+  const model::Architecture& a = model.architecture();
+  return a.is_language_model() ? job.evaluate->window : std::min(job.evaluate->window, a.max_positions);
+}
+
 /// Peak of an evaluation whose hidden states stay in memory.
-uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan& plan, int64_t windows) {
+uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan& plan, int64_t tokens) {
   const model::Architecture& a = model.architecture();
   const Sizes s = measure(a);
-  const auto window = static_cast<double>(job.evaluate->window);
+  const auto window = static_cast<double>(evaluation_window(job, model));
   const auto hidden = static_cast<double>(a.hidden_size);
   const auto threads = static_cast<double>(plan.threads);
   const double stored = static_cast<double>(c10::elementSize(model.dtype()));
   const double models = job.evaluate->reference ? 2.0 : 1.0;
   const auto qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
-  return to_bytes(models * static_cast<double>(windows) * window * hidden * 4.0 +
-                  s.block_parameters * (stored + 4.0) +
+  return to_bytes(models * static_cast<double>(tokens) * hidden * 4.0 + s.block_parameters * (stored + 4.0) +
                   threads * window * (hidden + qkv + s.widest_input + 128.0) * 4.0 +
                   (plan.rounds_inputs ? threads * window * s.rounding * 4.0 : 0.0) +
                   models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
@@ -349,7 +354,8 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   }
   if (job.evaluate) {
     const int64_t windows = job.evaluate->max_windows;
-    m.evaluation = evaluation_bytes(job, model, plan, windows > 0 ? windows : kAssumedWindows);
+    m.evaluation = evaluation_bytes(
+        job, model, plan, (windows > 0 ? windows : kAssumedWindows) * evaluation_window(job, model));
   }
   m.embedding =
       to_bytes(static_cast<double>(a.vocab_size) * hidden * stored * (a.tied_embeddings ? 1.0 : 2.0));
@@ -359,6 +365,24 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
 void warn_of_length(const char* field, int64_t length, const model::Model& model, Plan& plan) {
   const std::string warning = model::beyond_positions(model.architecture(), length);
   if (!warning.empty()) plan.warnings.push_back(fmt::format("{}: {}", field, warning));
+}
+
+/// What a job must have where the model has no language-model head and a position embedding for each token.
+void check_encoder(const Job& job, const model::Model& model, const Plan& plan) {
+  if (plan.needs_calibration)
+    model::require_positions(model.architecture(), job.calibration.length, "job: /calibration/length");
+  if (model.architecture().is_language_model() || !job.evaluate) return;
+  if (!job.evaluate->reference) {
+    throw ConfigError(
+        "job: /evaluate/reference",
+        "must be true: an encoder is measured by its embeddings beside those of the dense model; "
+        "it is false");
+  }
+  if (job.evaluate->stride != 0) {
+    throw ConfigError("job: /evaluate/stride",
+                      fmt::format("must be 0 for an encoder, which is measured on sentences; it is {}",
+                                  job.evaluate->stride));
+  }
 }
 
 void check_budget(const Job& job, const Plan& plan) {
@@ -464,8 +488,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
     }
   }
   plan.warnings = model.warnings();
+  check_encoder(job, model, plan);
   if (plan.needs_calibration) warn_of_length("calibration.length", job.calibration.length, model, plan);
-  if (job.evaluate) warn_of_length("evaluate.window", job.evaluate->window, model, plan);
+  if (job.evaluate) warn_of_length("evaluate.window", evaluation_window(job, model), model, plan);
   place_activations(job, model, plan);
   plan.disk_bytes = estimate_disk(job, model, plan);
   return plan;
@@ -475,8 +500,8 @@ Plan plan(const Job& job, const MethodTable& methods) {
   return make_plan(job, methods, model::Model::open(job.model));
 }
 
-void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t windows) {
-  plan.memory.evaluation = evaluation_bytes(job, model, plan, windows);
+void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t tokens) {
+  plan.memory.evaluation = evaluation_bytes(job, model, plan, tokens);
   check_budget(job, plan);
 }
 

@@ -183,6 +183,9 @@ void visit(V& v, Is<EvaluationRow> auto& f) {
   v("stride", f.stride);
   v("kl_mean", f.kl_mean);
   v("top1_agreement", f.top1_agreement);
+  v("embedding_cosine", f.embedding_cosine);
+  v("embedding_cosine_min", f.embedding_cosine_min);
+  v("rank_correlation", f.rank_correlation);
   v("seconds", f.seconds);
   v("protocol", f.protocol);
 }

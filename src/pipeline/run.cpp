@@ -43,6 +43,11 @@ EvaluationRow evaluation_row(const std::string& model, const eval::EvaluationTex
   return row;
 }
 
+/// What stands around each sample: encoders are trained on nothing else.
+io::SpecialTokens special_tokens_of(const model::Model& model, const io::Tokenizer& tokenizer) {
+  return model.architecture().is_language_model() ? io::SpecialTokens{} : tokenizer.special_tokens();
+}
+
 void check_vocabulary(const std::vector<std::vector<int64_t>>& sequences, int64_t vocabulary,
                       const std::string& file) {
   for (const auto& ids : sequences) {
@@ -153,8 +158,9 @@ void Run::read_texts() {
 
 void Run::read_calibration(const io::Tokenizer& tokenizer) {
   const CalibrationOptions& c = job_.calibration;
-  samples_.tokens =
-      calib::read_samples(c.text, tokenizer, {c.jsonl_field, c.samples, c.length, c.starts, c.short_samples});
+  samples_.tokens = calib::read_samples(
+      c.text, tokenizer,
+      {c.jsonl_field, c.samples, c.length, c.starts, c.short_samples, special_tokens_of(model_, tokenizer)});
   const calib::TokenSamples& tokens = samples_.tokens;
   check_vocabulary(tokens.sequences, model_.architecture().vocab_size, c.text);
   CalibrationFacts facts;
@@ -177,9 +183,12 @@ void Run::read_calibration(const io::Tokenizer& tokenizer) {
 
 void Run::read_evaluation(const io::Tokenizer& tokenizer) {
   const EvaluateOptions& e = *job_.evaluate;
-  evaluation_text_ = eval::read_evaluation_text(e.text, tokenizer, {e.window, e.stride, e.max_windows});
+  evaluation_text_ =
+      eval::read_evaluation_text(model_, e.text, tokenizer, {e.window, e.stride, e.max_windows});
   check_vocabulary(evaluation_text_->windows, model_.architecture().vocab_size, e.text);
-  check_evaluation_budget(job_, model_, plan_, static_cast<int64_t>(evaluation_text_->windows.size()));
+  int64_t tokens = 0;
+  for (const auto& window : evaluation_text_->windows) tokens += static_cast<int64_t>(window.size());
+  check_evaluation_budget(job_, model_, plan_, tokens);
 }
 
 void Run::write_outer_tensors() {
@@ -296,6 +305,11 @@ void Run::evaluate() {
   row.perplexity = scores.perplexity;
   row.kl_mean = scores.kl_mean;
   row.top1_agreement = scores.top1_agreement;
+  if (scores.embedding) {
+    row.embedding_cosine = scores.embedding->cosine_mean;
+    row.embedding_cosine_min = scores.embedding->cosine_min;
+    row.rank_correlation = scores.embedding->rank_correlation;
+  }
   report_.evaluation.push_back(row);
 }
 

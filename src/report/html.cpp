@@ -95,6 +95,12 @@ std::string quality_tiles(const RunReport& r) {
   const std::string change_note = before ? describe_change(before, ours.perplexity) : "dense not measured";
   const std::string tip =
       ours.text.empty() ? "" : ours.text + "\n" + describe_windows(ours) + "\n" + ours.protocol;
+  if (ours.embedding_cosine) {
+    return tile("Embedding cosine", "", number(ours.embedding_cosine, 5),
+                "with the dense model, smallest " + number(ours.embedding_cosine_min, 5), tip) +
+           tile("Rank correlation", "", number(ours.rank_correlation, 5),
+                "of the similarities of all pairs of sentences", tip);
+  }
   std::string out = tile("Perplexity", before ? number(before) : "", number(ours.perplexity),
                          ours.perplexity ? change_note : absent, tip);
   out += tile("KL from dense", "", number(ours.kl_mean, 3), ours.kl_mean ? "nats per token" : absent, tip);

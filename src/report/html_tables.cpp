@@ -76,7 +76,31 @@ std::vector<Cell> worst_cells(const OperatorRow& row, double worst) {
 
 }  // namespace
 
+namespace {
+
+/// Of an encoder: what its embeddings are beside the dense model's.
+std::string embedding_table(const RunReport& report) {
+  Table table({"model", "#size", "#bits per weight", "#embedding cosine", "#smallest", "#rank correlation",
+               "#sentences", "#tokens", "#time"});
+  for (const auto& row : report.evaluation) {
+    const auto [size, bits] = size_cells(report, row.model);
+    table.row({{row.model, row.text},
+               size,
+               bits,
+               number_cell(row.embedding_cosine, 5),
+               number_cell(row.embedding_cosine_min, 5),
+               number_cell(row.rank_correlation, 5),
+               count_cell(row.windows),
+               count_cell(row.tokens),
+               time_cell(row.seconds)});
+  }
+  return table.text() + evaluation_protocols(report);
+}
+
+}  // namespace
+
 std::string evaluation_table(const RunReport& report) {
+  if (evaluation_of(report, "compressed").embedding_cosine) return embedding_table(report);
   Table table({"model", "#size", "#bits per weight", "#perplexity", "#change", "#KL, nats", "#top-1",
                "#tokens", "#time"});
   for (const auto& row : report.evaluation) {

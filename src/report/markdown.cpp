@@ -51,6 +51,12 @@ std::string comparison(const RunReport& r) {
              totals.operator_bits_per_weight
                  ? number(*totals.operator_bits_per_weight) + " in compressed operators"
                  : ""});
+  if (ours.embedding_cosine) {
+    table.row({"embedding cosine with dense", "", number(ours.embedding_cosine, 5),
+               "smallest " + number(ours.embedding_cosine_min, 5)});
+    table.row({"rank correlation with dense", "", number(ours.rank_correlation, 5), ""});
+    return table.text();
+  }
   table.row(
       {"perplexity", number(before), number(ours.perplexity), describe_change(before, ours.perplexity)});
   table.row({"KL from dense, nats per token", "", number(ours.kl_mean, 3), ""});
@@ -60,10 +66,20 @@ std::string comparison(const RunReport& r) {
 
 std::string evaluation(const RunReport& r) {
   if (r.evaluation.empty()) return "Not evaluated.\n\n";
-  Table table({"model", "text", "perplexity", "KL", "top-1", "tokens", "windows", "time"});
-  for (const auto& e : r.evaluation)
-    table.row({e.model, base_name(e.text), number(e.perplexity, 5), number(e.kl_mean, 3),
-               percent(e.top1_agreement), exact(e.tokens), describe_windows(e), duration(e.seconds)});
+  const bool embeddings = evaluation_of(r, "compressed").embedding_cosine.has_value();
+  Table table(embeddings ? std::vector<std::string>{"model", "text", "embedding cosine", "smallest",
+                                                    "rank correlation", "tokens", "sentences", "time"}
+                         : std::vector<std::string>{"model", "text", "perplexity", "KL", "top-1", "tokens",
+                                                    "windows", "time"});
+  for (const auto& e : r.evaluation) {
+    if (embeddings) {
+      table.row({e.model, base_name(e.text), number(e.embedding_cosine, 5), number(e.embedding_cosine_min, 5),
+                 number(e.rank_correlation, 5), exact(e.tokens), exact(e.windows), duration(e.seconds)});
+    } else {
+      table.row({e.model, base_name(e.text), number(e.perplexity, 5), number(e.kl_mean, 3),
+                 percent(e.top1_agreement), exact(e.tokens), describe_windows(e), duration(e.seconds)});
+    }
+  }
   std::string out = table.text();
   const auto& e = r.evaluation.front();
   out += escape_markdown(e.protocol) + "\n\n";

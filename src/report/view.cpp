@@ -232,6 +232,8 @@ std::string describe_windows(const pipeline::CalibrationFacts& calibration) {
 }
 
 std::string describe_windows(const pipeline::EvaluationRow& row) {
+  if (row.stride == 0)  // sentences do not overlap
+    return fmt::format("{} sentences of up to {} tokens", exact(row.windows), exact(row.window));
   return fmt::format("{} {} of {} tokens, stride {}", exact(row.windows),
                      row.windows == 1 ? "window" : "windows", exact(row.window), exact(row.stride));
 }

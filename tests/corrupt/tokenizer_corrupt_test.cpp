@@ -7,6 +7,7 @@ using lcomp::ErrorKind;
 using lcomp::test::abc_document;
 using lcomp::test::added_token;
 using lcomp::test::Json;
+using lcomp::test::word_pieces_document;
 
 namespace {
 
@@ -101,56 +102,78 @@ TEST_CASE("a broken BPE model is refused with the reason", "[io][tokenizer][corr
        {"flag that is a string", "/model/fuse_unk", "yes", kCorrupt, "/model/fuse_unk] must be "}});
 }
 
+TEST_CASE("a broken WordPiece tokenizer is refused with the reason", "[io][tokenizer][corrupt]") {
+  check_each(
+      word_pieces_document(),
+      {{"unknown token not in the vocabulary", "/model/unk_token", "<unk>", kCorrupt,
+        R"(/model/unk_token] must be in the vocabulary; "<unk>" is not)"},
+       {"unknown token of no text", "/model/unk_token", 3, kCorrupt, "/model/unk_token] must be "},
+       {"negative length", "/model/max_input_chars_per_word", -1, kCorrupt,
+        "/model/max_input_chars_per_word] must be "},
+       {"prefix of no text", "/model/continuing_subword_prefix", nullptr, kCorrupt,
+        "/model/continuing_subword_prefix] must be a string; it is null"},
+       {"flag that is a number", "/normalizer/lowercase", 1, kCorrupt, "/normalizer/lowercase] must be "},
+       {"decoder without cleanup",
+        "/decoder",
+        {{"type", "WordPiece"}, {"prefix", "##"}},
+        kCorrupt,
+        R"(/decoder] must have the key "cleanup"; it is missing)"}});
+}
+
 TEST_CASE("a tokenizer without its parts is refused", "[io][tokenizer][corrupt]") {
   Json document = abc_document();
   document["model"].erase("merges");
   check(document, {"no merges", "", {}, kCorrupt, "/model] must have the key \"merges\"; it is missing"});
   document["model"].erase("type");
-  check(document, {"no type",
-                   "",
-                   {},
-                   kCorrupt,
-                   "/model] must have a type, or merges (then it is a BPE); it has neither"});
+  check(document,
+        {"no type",
+         "",
+         {},
+         kCorrupt,
+         "/model] must have a type, or merges (BPE) or max_input_chars_per_word (WordPiece); it has "
+         "none of them"});
   document.erase("model");
   REQUIRE_THROWS_WITH(lcomp::test::load(document), "[toy.json] must have the key \"model\"; it is missing");
 }
 
 TEST_CASE("unknown components are named together with the known ones", "[io][tokenizer][corrupt]") {
-  check_each(
-      abc_document(),
-      {{"version", "/version", "2.0", kUnknown, R"(/version] the version must be "1.0"; it is "2.0")"},
-       {"model", "/model/type", "Unigram", kUnknown,
-        R"(/model] the type of a model must be one of BPE; it is "Unigram")"},
-       {"normalizer",
-        "/normalizer",
-        {{"type", "Precompiled"}},
-        kUnknown,
-        "/normalizer] the type of a normalizer must be one of ByteLevel, Lowercase, NFC, NFD, NFKC, NFKD, "
-        "Prepend, "
-        "Replace, Sequence, Strip, StripAccents; it is \"Precompiled\""},
-       {"nested pre-tokenizer",
-        "/pre_tokenizer",
-        {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Whitespace"}}, {{"type", "BertPreTokenizer"}}}}},
-        kUnknown,
-        "/pre_tokenizer/pretokenizers/1] the type of a pre-tokenizer must be one of ByteLevel, Digits, "
-        "Metaspace, "
-        "Punctuation, Sequence, Split, Whitespace, WhitespaceSplit; it is \"BertPreTokenizer\""},
-       {"post-processor",
-        "/post_processor",
-        {{"type", "X"}},
-        kUnknown,
-        "/post_processor] the type of a post-processor must be one of BertProcessing, ByteLevel, "
-        "RobertaProcessing, "
-        "Sequence, TemplateProcessing; it is \"X\""},
-       {"decoder",
-        "/decoder",
-        {{"type", "WordPiece"}},
-        kUnknown,
-        "/decoder] the type of a decoder must be one of BPEDecoder, ByteFallback, ByteLevel, Fuse, "
-        "Metaspace, Replace, "
-        "Sequence, Strip; it is \"WordPiece\""},
-       {"component without type", "/decoder", Json::object(), kCorrupt,
-        "/decoder] must have the key \"type\"; it is missing"}});
+  check_each(abc_document(),
+             {{"version", "/version", "2.0", kUnknown, R"(/version] the version must be "1.0"; it is "2.0")"},
+              {"model", "/model/type", "Unigram", kUnknown,
+               R"(/model] the type of a model must be one of BPE, WordPiece; it is "Unigram")"},
+              {"normalizer",
+               "/normalizer",
+               {{"type", "Precompiled"}},
+               kUnknown,
+               "/normalizer] the type of a normalizer must be one of BertNormalizer, ByteLevel, Lowercase, "
+               "NFC, NFD, NFKC, NFKD, "
+               "Prepend, "
+               "Replace, Sequence, Strip, StripAccents; it is \"Precompiled\""},
+              {"nested pre-tokenizer",
+               "/pre_tokenizer",
+               {{"type", "Sequence"},
+                {"pretokenizers", {{{"type", "Whitespace"}}, {{"type", "CharDelimiterSplit"}}}}},
+               kUnknown,
+               "/pre_tokenizer/pretokenizers/1] the type of a pre-tokenizer must be one of BertPreTokenizer, "
+               "ByteLevel, Digits, "
+               "Metaspace, "
+               "Punctuation, Sequence, Split, Whitespace, WhitespaceSplit; it is \"CharDelimiterSplit\""},
+              {"post-processor",
+               "/post_processor",
+               {{"type", "X"}},
+               kUnknown,
+               "/post_processor] the type of a post-processor must be one of BertProcessing, ByteLevel, "
+               "RobertaProcessing, "
+               "Sequence, TemplateProcessing; it is \"X\""},
+              {"decoder",
+               "/decoder",
+               {{"type", "CTC"}},
+               kUnknown,
+               "/decoder] the type of a decoder must be one of BPEDecoder, ByteFallback, ByteLevel, Fuse, "
+               "Metaspace, Replace, "
+               "Sequence, Strip, WordPiece; it is \"CTC\""},
+              {"component without type", "/decoder", Json::object(), kCorrupt,
+               "/decoder] must have the key \"type\"; it is missing"}});
 }
 
 TEST_CASE("broken patterns and component fields are refused", "[io][tokenizer][corrupt]") {

@@ -123,7 +123,7 @@ TEST_CASE("a compressed output opens as a working model, close to the dense one 
   const auto scores = evaluate(written, &dense);
   REQUIRE(*scores.kl_mean > 0);
   REQUIRE(*scores.kl_mean < 1e-3);
-  REQUIRE(scores.perplexity == Approx(*scores.reference_perplexity).epsilon(5e-3));
+  REQUIRE(*scores.perplexity == Approx(*scores.reference_perplexity).epsilon(5e-3));
   REQUIRE(*scores.top1_agreement > 0.97);
 }
 

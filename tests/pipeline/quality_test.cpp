@@ -33,7 +33,7 @@ TEST_CASE("the dense model has the recorded perplexity on the whole evaluation t
   ThreadPool pool;
   Observer silent;
   const auto scores = eval::evaluate(model, nullptr, text, linalg::Precision::kF32, pool, silent);
-  REQUIRE(scores.perplexity == Approx(35.4342).epsilon(1e-3));
+  REQUIRE(*scores.perplexity == Approx(35.4342).epsilon(1e-3));
 }
 
 TEST_CASE("gptq loses less than rounding to nearest, in perplexity and in KL, in 3 and in 4 bits",

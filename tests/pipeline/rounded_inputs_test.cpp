@@ -30,7 +30,7 @@ double perplexity(const std::filesystem::path& model) {
       eval::read_evaluation_text(test::evaluation_text(), tokenizer, {.window = 128, .max_windows = 4});
   ThreadPool pool(1);
   Observer silent;
-  return eval::evaluate(Model::open(model), nullptr, text, linalg::Precision::kF32, pool, silent).perplexity;
+  return *eval::evaluate(Model::open(model), nullptr, text, linalg::Precision::kF32, pool, silent).perplexity;
 }
 
 const Json kStatic = {{"activation_granularity", "tensor"}, {"activation_dynamic", false}};

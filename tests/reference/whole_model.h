@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "calib/loss_head.h"
 #include "lcomp/calib/differentiable_block.h"
 #include "lcomp/model/model.h"
 
@@ -21,16 +22,21 @@ class WholeModel {
       values_.back().head_mask = at::ones({model.architecture().heads}, type);
       values_.back().channel_mask = at::ones({model.architecture().intermediate_size}, type);
     }
-    norm_ = model.read_finite(model::Architecture::kFinalNorm).to(type);
+    if (!model.architecture().is_language_model()) return;
+    norm_ = model.read_finite("model.norm.weight").to(type);
     head_ = model.head_rows(0, model.architecture().vocab_size).to(type);
   }
 
   std::vector<calib::BlockValues>& values() { return values_; }
 
-  /// Mean over the predicted tokens of -log p.
-  at::Tensor loss(const std::vector<int64_t>& ids) const {
+  /// Mean over the predicted tokens of -log p; of an encoder the embedding times the probe of sample `s`.
+  at::Tensor loss(const std::vector<int64_t>& ids, size_t s = 0) const {
     at::Tensor hidden = model_.embed(ids).to(type_);
     for (size_t i = 0; i < blocks_.size(); ++i) hidden = blocks_[i].forward(values_[i], hidden);
+    if (!model_.architecture().is_language_model()) {
+      const at::Tensor probe = calib::embedding_probe(0, static_cast<int64_t>(s), hidden.size(1));
+      return at::dot(model::sentence_embedding(hidden, model_.pooling()), probe.to(type_));
+    }
     const at::Tensor logits =
         at::matmul(calib::rms_norm(hidden, norm_, model_.architecture().norm_eps), head_.t());
     const auto count = static_cast<int64_t>(ids.size()) - 1;
@@ -38,16 +44,16 @@ class WholeModel {
     return -at::log_softmax(logits.slice(0, 0, count), 1).gather(1, next).mean();
   }
 
-  /// Gradient of `loss(ids)` by all weights of block i, in the order of its operators, then by head and
+  /// Gradient of `loss(ids, s)` by all weights of block i, in the order of its operators, then by head and
   /// channel masks.
-  std::vector<std::vector<at::Tensor>> gradients(const std::vector<int64_t>& ids) {
+  std::vector<std::vector<at::Tensor>> gradients(const std::vector<int64_t>& ids, size_t s = 0) {
     std::vector<at::Tensor> by;
     for (calib::BlockValues& block : values_) {
       for (at::Tensor& weight : block.weights) by.push_back(weight.requires_grad_());
       by.push_back(block.head_mask.requires_grad_());
       by.push_back(block.channel_mask.requires_grad_());
     }
-    const auto flat = torch::autograd::grad({loss(ids)}, by);
+    const auto flat = torch::autograd::grad({loss(ids, s)}, by);
     std::vector<std::vector<at::Tensor>> out;
     size_t next = 0;
     for (const calib::BlockValues& block : values_) {

@@ -85,4 +85,11 @@ inline at::Tensor logits_of(const model::Model& model, const std::vector<int64_t
   return at::matmul(hidden, model.head_rows(0, model.architecture().vocab_size).t());
 }
 
+/// What a model of any family says of one sequence: its logits, or an encoder's last hidden states.
+inline at::Tensor outputs_of(const model::Model& model, const std::vector<int64_t>& ids,
+                             const std::function<void(model::Block&)>& change = {}) {
+  return model.architecture().is_language_model() ? logits_of(model, ids, change)
+                                                  : states_of(model, ids, model.size(), change);
+}
+
 }  // namespace lcomp::test

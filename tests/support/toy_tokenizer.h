@@ -33,6 +33,29 @@ inline Json abc_document() {
   return tokenizer_document(bpe_model({"a", "b", "c", "ab", "abc"}, {{"a", "b"}, {"ab", "c"}}));
 }
 
+/// What BERT's tokenizers are made of, with the words "un", "##aff", "##able", "affable", "do", "not" and
+/// marks.
+inline Json word_pieces_document() {
+  Json model = {{"type", "WordPiece"},
+                {"unk_token", "[UNK]"},
+                {"continuing_subword_prefix", "##"},
+                {"max_input_chars_per_word", 12},
+                {"vocab", Json::object()}};
+  for (const char* token :
+       {"[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "affable", "do", "not", ",", "."})
+    model["vocab"][token] = model["vocab"].size();
+  Json document = tokenizer_document(model);
+  document["normalizer"] = {{"type", "BertNormalizer"},
+                            {"clean_text", true},
+                            {"handle_chinese_chars", true},
+                            {"strip_accents", nullptr},
+                            {"lowercase", true}};
+  document["pre_tokenizer"] = {{"type", "BertPreTokenizer"}};
+  document["post_processor"] = {{"type", "BertProcessing"}, {"sep", {"[SEP]", 2}}, {"cls", {"[CLS]", 1}}};
+  document["decoder"] = {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}};
+  return document;
+}
+
 inline Json added_token(int64_t id, const std::string& content) {
   return {{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
           {"rstrip", false}, {"normalized", false}, {"special", true}};

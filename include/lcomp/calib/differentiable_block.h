@@ -54,11 +54,14 @@ class DifferentiableBlock {
   struct Angles;
 
   at::Tensor attention(const BlockValues& values, const at::Tensor& input) const;
-  at::Tensor heads_of(const BlockValues& values, size_t op, const char* norm, const at::Tensor& input) const;
+  at::Tensor project(const BlockValues& values, model::OperatorRole role, const at::Tensor& input) const;
+  at::Tensor heads_of(const BlockValues& values, model::OperatorRole role, const char* norm,
+                      const at::Tensor& input) const;
   at::Tensor rotated(const at::Tensor& heads) const;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
   at::Tensor feed_forward(const BlockValues& values, const at::Tensor& input) const;
-  const at::Tensor& norm(const BlockValues& values, const char* suffix) const;
+  at::Tensor normalized(const BlockValues& values, const std::string& name, const at::Tensor& x) const;
+  const at::Tensor& norm(const BlockValues& values, const std::string& suffix) const;
 
   const model::Architecture* architecture_;
   int64_t index_;

@@ -16,7 +16,7 @@
 
 namespace lcomp::calib {
 
-/// Which derivatives of the language-model loss are wanted.
+/// Which derivatives of the loss are wanted.
 struct GradientNeeds {
   bool squares = false;   ///< sum over samples of g_s^2, per weight (the Fisher information's diagonal)
   bool products = false;  ///< w times the sum over samples of g_s, per weight (first-order Taylor)
@@ -47,9 +47,11 @@ struct GradientOptions {
   linalg::Precision precision = linalg::Precision::kF32;
   /// Tokens that pass the head together; bounds the memory for them.
   int64_t head_tokens = 8192;
+  /// Of the probes of an encoder's embeddings.
+  uint64_t seed = 0;
 };
 
-/// Derivatives of the language-model loss with one block in memory at a time.
+/// Derivatives of the loss with one block in memory at a time.
 ///
 /// A forward sweep keeps each block's input, the head gives the loss and its derivative by the last hidden
 /// states, and then the blocks come once more, from last to first: each is run again under automatic
@@ -61,6 +63,10 @@ struct GradientOptions {
 /// predicted tokens per sample. So for samples of one length it is the usual mean over tokens; the mean over
 /// the samples is the mean over all tokens whatever their lengths; and g_s, the gradient of one sample's
 /// loss, weighs each token alike. Squares are taken per sample, before the sum over samples.
+///
+/// Encoders have no such loss. That of a sample is then its sentence embedding times a normal random vector
+/// of its own, so that the mean of g_s^2 over these vectors is the diagonal of the Gauss-Newton matrix of
+/// half the squared error of the embedding, which is the Fisher information of a unit Gaussian around it.
 ///
 /// Samples run in parallel, each on one thread, and enter the sums in their order: the result does not depend
 /// on the number of threads, nor on where the inputs are kept.
@@ -79,7 +85,8 @@ class GradientSweep {
   void forward(int64_t i);
   /// After the last block: the loss, and its derivative by the last block's output.
   void head();
-  /// Mean over the samples of their loss: the mean of -log p over all predicted tokens.
+  /// Mean over the samples of their loss: the mean of -log p over all predicted tokens, or of the projected
+  /// embeddings.
   double loss() const;
 
   /// The derivatives for block `i`, after those of block i + 1. `needs` may differ from block to block; with

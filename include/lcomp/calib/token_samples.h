@@ -30,6 +30,8 @@ struct SampleOptions {
   /// tokens.
   int64_t starts = 0;
   ShortSamples short_samples = ShortSamples::kPack;
+  /// Put around every sequence, of whose tokens they are some. None for language models.
+  io::SpecialTokens special = {};
 };
 
 /// Token sequences for calibration, and how they came about.
@@ -47,8 +49,8 @@ struct TokenSamples {
 
 /// Reads a `.txt` file (one document), `.jsonl` (a document a line: a string under `jsonl_field`, or token
 /// ids under "input_ids"), or `.json` (a list of token ids, or a list of such lists). Text is tokenized
-/// without special tokens. Throws CorruptFile when the file cannot be read, is not UTF-8, or holds nothing to
-/// calibrate on.
+/// without special tokens; `SampleOptions::special` stand around each sequence. Throws CorruptFile when the
+/// file cannot be read, is not UTF-8, or holds nothing to calibrate on.
 TokenSamples read_samples(const std::filesystem::path& file, const io::Tokenizer& tokenizer,
                           const SampleOptions& options);
 

@@ -8,6 +8,7 @@
 
 #include "lcomp/core/observer.h"
 #include "lcomp/core/threads.h"
+#include "lcomp/eval/embeddings.h"
 #include "lcomp/io/tokenizer.h"
 #include "lcomp/linalg/gemm.h"
 #include "lcomp/model/model.h"
@@ -25,7 +26,9 @@ struct WindowOptions {
 /// A text as token windows, with what identifies it.
 struct EvaluationText {
   std::vector<std::vector<int64_t>> windows;
-  int64_t window = 0;
+  bool of_sentences = false;  ///< each window is a sentence of its own length, for encoders
+  int64_t truncated = 0;      ///< sentences that were cut
+  int64_t window = 0;         ///< tokens in each; in the longest sentence
   int64_t stride = 0;
   std::string file;
   std::string text_hash;
@@ -45,10 +48,23 @@ EvaluationText read_evaluation_text(const std::filesystem::path& text, const io:
 EvaluationText make_evaluation_text(const std::vector<int64_t>& ids, const WindowOptions& options,
                                     const std::string& where);
 
+/// Reads a text of sentences, one a line; empty lines are skipped. Each is tokenized by itself, with special
+/// tokens, and cut at its end to `options.window` tokens, the special ones included; `max_windows` is the
+/// number of sentences to take, `stride` has no meaning. Errors as above.
+EvaluationText read_sentences(const std::filesystem::path& text, const io::Tokenizer& tokenizer,
+                              const WindowOptions& options);
+
+/// The text as models of this kind are measured on it: windows of a running text for language models,
+/// sentences of at most as many tokens as there are positions for encoders.
+EvaluationText read_evaluation_text(const model::Model& model, const std::filesystem::path& text,
+                                    const io::Tokenizer& tokenizer, const WindowOptions& options);
+
 /// Scores of a model on a text. Sums are in double, in the order of the tokens.
 struct Evaluation {
-  double perplexity = 0;  ///< exp of the mean negative log-likelihood of the scored tokens
-  int64_t tokens = 0;     ///< scored tokens
+  /// exp of the mean negative log-likelihood of the scored tokens; of a language model.
+  std::optional<double> perplexity;
+  std::optional<EmbeddingScores> embedding;  ///< of an encoder
+  int64_t tokens = 0;                        ///< scored tokens; all of the sentences
   int64_t windows = 0;
   double seconds = 0;
   std::optional<double> reference_perplexity;
@@ -61,8 +77,9 @@ struct Evaluation {
 };
 
 /// Runs `model`, and `reference` beside it when given, over all windows. Both are streamed: one block of each
-/// is in memory at a time, the head is read in tiles, and no logits of a whole window exist. Throws
-/// InvalidArgument when the two do not share their vocabulary.
+/// is in memory at a time, the head is read in tiles, and no logits of a whole window exist. An encoder is
+/// measured by its sentence embeddings beside those of `reference`, which it must have. Throws
+/// InvalidArgument when text and models do not fit each other.
 Evaluation evaluate(const model::Model& model, const model::Model* reference, const EvaluationText& text,
                     linalg::Precision precision, ThreadPool& pool, Observer& observer);
 

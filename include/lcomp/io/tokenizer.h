@@ -16,6 +16,15 @@ struct Encoding {
   std::vector<int64_t> type_ids;  ///< as long as `ids`
 };
 
+/// The special tokens that stand in front of and behind one text.
+struct SpecialTokens {
+  std::vector<int64_t> front;
+  std::vector<int64_t> back;
+
+  int64_t count() const { return static_cast<int64_t>(front.size() + back.size()); }
+  std::vector<int64_t> around(const std::vector<int64_t>& ids) const;
+};
+
 /// The tokenizer of a Hugging Face `tokenizer.json`, giving the ids that the `tokenizers` library gives.
 ///
 /// The way of a text: added tokens are cut out of it, the pieces between them are normalized, cut into words
@@ -45,6 +54,10 @@ class Tokenizer {
   /// hypothesis).
   Encoding encode_pair(std::string_view first, std::string_view second,
                        bool add_special_tokens = false) const;
+
+  /// What `encode` adds to a text when asked for special tokens: `special_tokens().around(encode(text))` is
+  /// `encode(text, true)`.
+  SpecialTokens special_tokens() const;
 
   /// The text of `ids`. Byte-level tokens that do not add up to valid UTF-8 give U+FFFD, by the rules of the
   /// Unicode standard (one for each maximal ill-formed part).

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -8,7 +9,10 @@
 
 namespace lcomp::model {
 
-enum class Activation { kSilu, kGeluTanh };
+enum class Activation { kSilu, kGeluTanh, kGelu, kRelu };
+
+/// RMSNorm has a weight, LayerNorm also a bias.
+enum class NormKind { kRms, kLayer };
 
 /// How a position becomes rotation angles (rotary position embedding, half-split pairs (i, i + dims/2)).
 struct RopeSpec {
@@ -32,13 +36,51 @@ struct RopeSpec {
   std::vector<float> inverse_frequencies(int64_t length) const;
 };
 
+/// What an operator does in its block. A block has them in this order; without a gate there is no kGate.
+enum class OperatorRole { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown };
+
+/// What a family calls one operator of a block: "self_attn.q_proj" and, in reports, "q_proj".
+struct OperatorName {
+  std::string path;
+  std::string kind;
+};
+
+/// Where a family keeps its tensors. Operators and norms of a block stand behind
+/// `Architecture::block_prefix`, everything else but the head behind `prefix`. Empty names: the family has no
+/// such part.
+struct TensorNames {
+  std::string prefix = "model.";
+  bool prefix_optional = false;  ///< encoders are also stored without it, when no task is on top of them
+  std::string blocks = "layers.";
+  std::string embedding = "embed_tokens";
+  std::string positions;       ///< learned position embeddings
+  std::string token_types;     ///< embeddings of the segments
+  std::string embedding_norm;  ///< applied to the sum of the embeddings
+  std::string final_norm = "norm";
+  std::string head = "lm_head";
+  std::string attention_norm = "input_layernorm";
+  std::string mlp_norm = "post_attention_layernorm";
+  std::array<OperatorName, 7> operators = {{{"self_attn.q_proj", "q_proj"},  // by OperatorRole
+                                            {"self_attn.k_proj", "k_proj"},
+                                            {"self_attn.v_proj", "v_proj"},
+                                            {"self_attn.o_proj", "o_proj"},
+                                            {"mlp.gate_proj", "gate_proj"},
+                                            {"mlp.up_proj", "up_proj"},
+                                            {"mlp.down_proj", "down_proj"}}};
+  std::string norm_weight = ".weight";  ///< ending of a norm's weight; BERT's first files have ".gamma"
+  std::string norm_bias = ".bias";      ///< or ".beta"
+  /// Beginnings of the names of what may stand on top of an encoder, which is only copied.
+  std::vector<std::string> task_heads;
+};
+
 /// One linear operator of a block, as the architecture knows it before any weight is read.
 struct OperatorInfo {
   std::string name;  ///< tensor name without ".weight": "model.layers.3.mlp.up_proj"
-  std::string kind;  ///< last part of the name: "up_proj"
+  std::string kind;  ///< short name for reports: "up_proj"
   int64_t out_features = 0;
   int64_t in_features = 0;
   bool has_bias = false;
+  OperatorRole role = OperatorRole::kQuery;
 };
 
 /// How wide one block is. Blocks of one model may differ after structured pruning.
@@ -88,7 +130,12 @@ struct GroupInfo {
   int64_t heads_per_source = 1;
 };
 
-/// The facts about a decoder of the Llama skeleton, as data: x += attention(norm1(x)); x += mlp(norm2(x)).
+/// The facts about a transformer of one kind of block, as data. Each of its two halves is
+///
+///     x += half(norm(x))        `norm_first`: decoders of the Llama skeleton
+///     x  = norm(x + half(x))    otherwise: BERT and its kin
+///
+/// with attention, then mlp(x) = down(act(gate(x)) * up(x)), or down(act(up(x))) when it is not `gated`.
 /// Everything that differs between the families is a field; a family is a function from config.json to this
 /// struct.
 struct Architecture {
@@ -101,20 +148,39 @@ struct Architecture {
   int64_t head_dim = 0;
   int64_t vocab_size = 0;
   int64_t max_positions = 0;
+  int64_t token_types = 0;  ///< segments that have an embedding; 0: none has
   double norm_eps = 1e-6;
+  NormKind norm = NormKind::kRms;
+  bool norm_first = true;
+  bool causal = true;  ///< a token sees those up to itself; else all
+  bool gated = true;
   Activation activation = Activation::kSilu;
   bool qkv_bias = false;
   bool output_bias = false;
   bool mlp_bias = false;
   bool qk_norm = false;  ///< RMSNorm over every query and key head before rotation
   bool tied_embeddings = false;
-  RopeSpec rope;
+  RopeSpec rope;                 ///< of 0 dims where positions are learned
   std::vector<int64_t> windows;  ///< per layer: keys a token sees, itself included; 0 = all
   /// Per layer. `heads`, `kv_heads` and `intermediate_size` above are those of config.json, the widths of all
   /// layers unless it has others of its own for each (`lcomp.block_widths`).
   std::vector<BlockWidths> widths;
 
-  std::string block_prefix(int64_t block) const { return "model.layers." + std::to_string(block) + "."; }
+  TensorNames names;
+
+  /// Whether a head gives the probabilities of the next token.
+  bool is_language_model() const { return !names.head.empty(); }
+  std::string block_prefix(int64_t block) const {
+    return names.prefix + names.blocks + std::to_string(block) + ".";
+  }
+  std::string embedding_name() const { return names.prefix + names.embedding + ".weight"; }
+  std::string head_name() const { return names.head + ".weight"; }
+  /// The values of a norm, by tensor name: `name` is that of the norm itself, its prefix included.
+  std::vector<std::string> norm_tensors(const std::string& name) const;
+  /// Position of an operator in a block's list.
+  size_t position(OperatorRole role) const {
+    return static_cast<size_t>(role) - (!gated && role > OperatorRole::kGate ? 1 : 0);
+  }
   std::vector<OperatorInfo> operators(int64_t block) const;
   std::vector<GroupInfo> groups(int64_t block) const;
   const BlockWidths& block_widths(int64_t block) const { return widths.at(static_cast<size_t>(block)); }
@@ -125,14 +191,10 @@ struct Architecture {
   std::vector<DependencyGroup> dependency_groups(const BlockWidths& of) const;
   /// The largest of each width over the layers.
   BlockWidths widest() const;
-  /// Floating-point operations of the linear operators and of causal attention for one token at mean position
-  /// `length / 2`, over all blocks (multiplications and additions counted).
+  /// Floating-point operations of the linear operators for one token, and of attention over a sequence of
+  /// `length` tokens, over all blocks (multiplications and additions counted).
   double linear_flops_per_token() const;
   double attention_flops(int64_t length) const;
-
-  static constexpr const char* kEmbedding = "model.embed_tokens.weight";
-  static constexpr const char* kFinalNorm = "model.norm.weight";
-  static constexpr const char* kHead = "lm_head.weight";
 };
 
 /// Model families this version reads, in the order of the docs.
@@ -152,5 +214,9 @@ std::vector<std::pair<std::string, std::string>> width_entries(const Architectur
 /// A warning for people when sequences of `length` tokens go beyond max_position_embeddings, where no
 /// training has been; "" when they do not.
 std::string beyond_positions(const Architecture& architecture, int64_t length);
+
+/// Throws ConfigError in the name of `where` when positions are learned and a sequence of `length` tokens has
+/// some that have no embedding.
+void require_positions(const Architecture& architecture, int64_t length, const std::string& where);
 
 }  // namespace lcomp::model

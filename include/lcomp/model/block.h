@@ -22,7 +22,7 @@ struct LinearOp {
   at::Tensor bias;  ///< float32 `[out]`, undefined when the operator has none
 };
 
-/// One sample on its way through a block. `hidden` `[tokens, hidden_size]` float32 is the residual stream,
+/// One sample on its way through a block. `hidden` `[tokens, hidden_size]` float32 is what the block adds to,
 /// changed in place; `work` is what the next group reads when it cannot be had from `hidden` alone.
 struct SampleState {
   at::Tensor hidden;
@@ -104,10 +104,13 @@ class Block {
 
   void project_and_attend(SampleState& state, linalg::Scratch& scratch) const;
   void add_projection(size_t group, SampleState& state, linalg::Scratch& scratch) const;
-  void gate_and_up(SampleState& state, linalg::Scratch& scratch) const;
+  void finish_half(size_t group, SampleState& state, linalg::Scratch& scratch) const;
+  void expand(SampleState& state, linalg::Scratch& scratch) const;
   void multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::Scratch& scratch) const;
-  at::Tensor normalized(const at::Tensor& hidden, const char* norm, float* out) const;
-  const float* norm_weight(const char* suffix) const;
+  void normalize(const float* x, const std::string& norm, int64_t rows, float* y) const;
+  const float* read_by_half(const float* hidden, const std::string& norm, int64_t rows, float* room) const;
+  at::Tensor input_of_half(const at::Tensor& hidden, const std::string& norm, float* out) const;
+  const float* norm_values(const std::string& suffix) const;
 
   void measure();
 

@@ -11,6 +11,7 @@
 #include "lcomp/io/checkpoint.h"
 #include "lcomp/model/architecture.h"
 #include "lcomp/model/block.h"
+#include "lcomp/model/pooling.h"
 #include "lcomp/model/quantization_config.h"
 
 namespace lcomp::model {
@@ -35,6 +36,9 @@ class Model {
   const std::vector<std::string>& warnings() const { return warnings_; }
   const std::string& where() const { return where_; }
 
+  /// How an encoder's states become the embedding of a sentence: what the directory says, else the mean.
+  Pooling pooling() const { return pooling_; }
+
   /// Number of blocks.
   int64_t size() const { return architecture_.layers; }
   /// Reads block `i`. A NaN or infinite value is `CorruptFile` naming the tensor and the position.
@@ -53,11 +57,14 @@ class Model {
   /// sorted.
   std::vector<std::string> outer_tensors() const;
 
-  /// Embedding rows of `ids`, float32 `[tokens, hidden]`. An id outside the vocabulary is InvalidArgument.
-  at::Tensor embed(std::span<const int64_t> ids) const;
-  /// RMSNorm before the head, in place.
+  /// What block 0 reads for the sequence `ids`, float32 `[tokens, hidden]`: embedding rows, and where the
+  /// family has them, those of the positions and of the segments `type_ids` (none given: all 0), and a norm.
+  /// An id outside the vocabulary or the segments is InvalidArgument; more tokens than there are learned
+  /// positions is ConfigError.
+  at::Tensor embed(std::span<const int64_t> ids, std::span<const int64_t> type_ids = {}) const;
+  /// The norm before the head, in place; nothing where the family has none.
   void final_norm(at::Tensor& hidden) const;
-  /// Rows [begin, begin + count) of the head, float32 `[count, hidden]`.
+  /// Rows [begin, begin + count) of the head, float32 `[count, hidden]`. Unsupported for an encoder.
   at::Tensor head_rows(int64_t begin, int64_t count) const;
 
   /// Parameters and stored bytes of the whole checkpoint; packed weights count as the matrices they stand
@@ -72,6 +79,8 @@ class Model {
   void check_operator(const OperatorInfo& op) const;
   void check_all();
   void warn_of_unused();
+  void add_positions_and_types(std::span<const int64_t> type_ids, at::Tensor& embedded) const;
+  void normalize(const std::string& norm, at::Tensor& hidden) const;
   at::Tensor read_rows(const std::string& name, int64_t begin, int64_t count) const;
 
   std::string config_json_;
@@ -81,6 +90,7 @@ class Model {
   std::optional<QuantizationConfig> quantization_;
   std::string embedding_name_;
   std::string head_name_;
+  Pooling pooling_ = Pooling::kMean;
   std::vector<std::string> warnings_;
 };
 

@@ -75,9 +75,9 @@ struct Plan {
 /// be kept.
 Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model);
 
-/// Once the evaluation text is read: puts the memory for its real number of windows into the plan. Throws
+/// Once the evaluation text is read: puts the memory for its real number of tokens into the plan. Throws
 /// ResourceError when `max_memory` cannot be kept.
-void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t windows);
+void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t tokens);
 
 /// `make_plan` from the job alone: opens the model (headers only).
 Plan plan(const Job& job, const MethodTable& methods);

@@ -232,6 +232,11 @@ struct EvaluationRow {
   int64_t stride = 0;                    ///< tokens from one start to the next
   std::optional<double> kl_mean;         ///< nats per token, KL(dense || this)
   std::optional<double> top1_agreement;  ///< share of tokens where both rank the same token first
+  /// Of encoders, whose windows are sentences: cosine of the sentence embedding with the dense model's, mean
+  /// and minimum over the sentences.
+  std::optional<double> embedding_cosine;
+  std::optional<double> embedding_cosine_min;
+  std::optional<double> rank_correlation;  ///< Spearman's, of the similarities of all pairs of sentences
   double seconds = 0;
   std::string protocol;  ///< the measurement in a sentence
 

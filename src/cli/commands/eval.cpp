@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "lcomp/core/error.h"
 #include "lcomp/eval/evaluate.h"
 
 namespace lcomp::cli {
@@ -20,7 +21,8 @@ struct EvalArguments {
 void declare(CLI::App& app, EvalArguments& arguments) {
   app.add_option("DIR", arguments.directory, "Model directory, dense or compressed")->required();
   app.add_option("--text", arguments.text, "UTF-8 text to measure on")->required()->type_name("FILE");
-  app.add_option("--window", arguments.windows.window, "Tokens per window")
+  app.add_option("--window", arguments.windows.window,
+                 "Tokens per window; of an encoder, most tokens of a sentence")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30).description(""))
       ->type_name("N");
@@ -31,7 +33,7 @@ void declare(CLI::App& app, EvalArguments& arguments) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 30).description(""))
       ->type_name("N");
   app.add_option("--reference", arguments.reference,
-                 "Dense model: also KL divergence and top-1 agreement with it")
+                 "Dense model: also KL divergence and top-1 agreement with it; encoders need it")
       ->type_name("DIR");
   app.add_option("--compute", arguments.compute, "Precision of the matrix products")
       ->capture_default_str()
@@ -58,12 +60,18 @@ Measured measure(const EvalArguments& arguments, int threads, Observer& observer
   std::optional<model::Model> reference;
   if (!arguments.reference.empty()) reference = model::Model::open(arguments.reference);
   for (const std::string& warning : model.warnings()) observer.warning(warning);
-  const std::string beyond = model::beyond_positions(model.architecture(), arguments.windows.window);
-  if (!beyond.empty()) observer.warning("--window: " + beyond);
+  const model::Architecture& architecture = model.architecture();
+  const std::string beyond = model::beyond_positions(architecture, arguments.windows.window);
+  if (!beyond.empty() && architecture.is_language_model()) observer.warning("--window: " + beyond);
+  if (!reference && !architecture.is_language_model()) {
+    throw ConfigError("--reference",
+                      "an encoder is measured by its embeddings beside those of the dense model, which must "
+                      "be named; it is not");
+  }
 
   const auto tokenizer =
       io::Tokenizer::from_file(std::filesystem::path(arguments.directory) / "tokenizer.json");
-  result.text = eval::read_evaluation_text(arguments.text, tokenizer, arguments.windows);
+  result.text = eval::read_evaluation_text(model, arguments.text, tokenizer, arguments.windows);
   ThreadPool pool(threads);
   result.scores =
       eval::evaluate(model, reference ? &*reference : nullptr, result.text, result.precision, pool, observer);
@@ -74,7 +82,15 @@ Measured measure(const EvalArguments& arguments, int threads, Observer& observer
 
 std::string text_of(const Measured& measured) {
   const eval::Evaluation& scores = measured.scores;
-  std::string text = fmt::format("perplexity      {:.4f}\n", scores.perplexity);
+  std::string text;
+  if (scores.perplexity) text += fmt::format("perplexity      {:.4f}\n", *scores.perplexity);
+  if (scores.embedding) {
+    text += fmt::format("embedding       cosine {:.5f} with the dense model's, smallest {:.5f}\n",
+                        scores.embedding->cosine_mean, scores.embedding->cosine_min);
+    if (scores.embedding->rank_correlation)
+      text += fmt::format("rank correlation {:.5f} over {} pairs\n", *scores.embedding->rank_correlation,
+                          scores.embedding->pairs);
+  }
   if (scores.reference_perplexity)
     text += fmt::format("of the dense    {:.4f}\n", *scores.reference_perplexity);
   if (scores.kl_mean) text += fmt::format("KL              {:.5f} nats per token\n", *scores.kl_mean);
@@ -85,8 +101,7 @@ std::string text_of(const Measured& measured) {
 
 Json json_of(const Measured& measured) {
   const eval::Evaluation& scores = measured.scores;
-  Json json = {{"perplexity", scores.perplexity},
-               {"tokens", scores.tokens},
+  Json json = {{"tokens", scores.tokens},
                {"windows", scores.windows},
                {"window", measured.text.window},
                {"stride", measured.text.stride},
@@ -99,6 +114,13 @@ Json json_of(const Measured& measured) {
                {"bits_per_weight", measured.bits_per_weight()},
                {"seconds", scores.seconds},
                {"protocol", eval::protocol(measured.text, measured.precision)}};
+  if (scores.perplexity) json["perplexity"] = *scores.perplexity;
+  if (scores.embedding) {
+    json["embedding_cosine"] = scores.embedding->cosine_mean;
+    json["embedding_cosine_min"] = scores.embedding->cosine_min;
+    json["pairs"] = scores.embedding->pairs;
+    if (scores.embedding->rank_correlation) json["rank_correlation"] = *scores.embedding->rank_correlation;
+  }
   if (scores.reference_perplexity) json["reference_perplexity"] = *scores.reference_perplexity;
   if (scores.kl_mean) json["kl_mean"] = *scores.kl_mean;
   if (scores.top1_agreement) json["top1_agreement"] = *scores.top1_agreement;
@@ -112,7 +134,10 @@ Command eval_command() {
   const auto arguments = std::make_shared<EvalArguments>();
   Command command;
   command.name = "eval";
-  command.summary = "Measure the perplexity of a model on a text, and how far it is from the dense one";
+  command.summary =
+      "Measure the perplexity of a model on a text, or the embeddings of an encoder, and how far they are "
+      "from "
+      "the dense one's";
   command.declare = [arguments](CLI::App& app) { declare(app, *arguments); };
   command.run = [arguments](const CommonOptions& common, Observer& observer) {
     const Measured measured = measure(*arguments, common.threads.value_or(0), observer);

@@ -13,10 +13,15 @@ namespace lcomp::cli {
 namespace {
 
 std::string evaluation_text(const pipeline::EvaluationRow& row) {
+  if (!row.perplexity && !row.embedding_cosine) return "";  // what an encoder is compared with
   std::string text = fmt::format("  {:<12}", row.model);
   if (row.perplexity) text += fmt::format("perplexity {:.4f}", *row.perplexity);
   if (row.kl_mean) text += fmt::format(", KL {:.4f}", *row.kl_mean);
   if (row.top1_agreement) text += fmt::format(", same top token {:.1f} %", 100 * *row.top1_agreement);
+  if (row.embedding_cosine)
+    text += fmt::format("embedding cosine {:.5f}, smallest {:.5f}", *row.embedding_cosine,
+                        *row.embedding_cosine_min);
+  if (row.rank_correlation) text += fmt::format(", rank correlation {:.5f}", *row.rank_correlation);
   return text + "\n";
 }
 

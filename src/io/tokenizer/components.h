@@ -70,6 +70,7 @@ Normalizer build_strip_accents(const JsonView& json);
 Normalizer build_replace(const JsonView& json);
 Normalizer build_prepend(const JsonView& json);
 Normalizer build_byte_level_normalizer(const JsonView& json);
+Normalizer build_bert_normalizer(const JsonView& json);
 
 PreTokenizer build_pre_tokenizer_sequence(const JsonView& json);
 PreTokenizer build_digits(const JsonView& json);
@@ -79,8 +80,10 @@ PreTokenizer build_whitespace(const JsonView& json);
 PreTokenizer build_whitespace_split(const JsonView& json);
 PreTokenizer build_punctuation(const JsonView& json);
 PreTokenizer build_metaspace(const JsonView& json);
+PreTokenizer build_bert_pre_tokenizer(const JsonView& json);
 
 std::unique_ptr<Model> build_bpe(const JsonView& json);
+std::unique_ptr<Model> build_wordpiece(const JsonView& json);
 
 PostProcessor build_post_processor_sequence(const JsonView& json);
 PostProcessor build_byte_level_processing(const JsonView& json);
@@ -96,5 +99,6 @@ Decoder build_strip_decoder(const JsonView& json);
 Decoder build_byte_fallback(const JsonView& json);
 Decoder build_metaspace_decoder(const JsonView& json);
 Decoder build_bpe_decoder(const JsonView& json);
+Decoder build_wordpiece_decoder(const JsonView& json);
 
 }  // namespace lcomp::io::tok

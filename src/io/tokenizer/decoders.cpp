@@ -16,14 +16,6 @@ Decoder per_token(std::function<std::string(const std::string&)> rewrite) {
   };
 }
 
-std::string replace_all(const std::string& text, const Pattern& pattern, const std::string& content) {
-  std::string out;
-  pattern.for_each_span(text, [&](Span span) {
-    out += span.match ? content : text.substr(span.range.begin, span.range.end - span.range.begin);
-  });
-  return out;
-}
-
 /// The bytes that a token's symbols stand for; a token with a character outside the alphabet (an added token)
 /// stands for its own UTF-8.
 void append_token_bytes(std::string& bytes, const std::string& token) {
@@ -84,8 +76,7 @@ Decoder build_byte_level_decoder(const JsonView&) {
 Decoder build_replace_decoder(const JsonView& json) {
   const Pattern pattern = Pattern::from_json(json.at("pattern"));
   const std::string content = json.at("content").text();
-  return per_token(
-      [pattern, content](const std::string& token) { return replace_all(token, pattern, content); });
+  return per_token([pattern, content](const std::string& token) { return pattern.replaced(token, content); });
 }
 
 Decoder build_fuse(const JsonView&) {
@@ -138,7 +129,7 @@ Decoder build_metaspace_decoder(const JsonView& json) {
     for (size_t i = 0; i < tokens.size(); ++i) {
       // Every mark of the first token goes, not only the one that the pre-tokenizer may have prepended.
       const bool dropped = i == 0 && metaspace.scheme != PrependScheme::kNever;
-      tokens[i] = replace_all(tokens[i], mark, dropped ? "" : " ");
+      tokens[i] = mark.replaced(tokens[i], dropped ? "" : " ");
     }
     return tokens;
   };
@@ -148,7 +139,7 @@ Decoder build_bpe_decoder(const JsonView& json) {
   const Pattern suffix = Pattern::literal(json.at("suffix").text());
   return [suffix](Tokens tokens) {
     for (size_t i = 0; i < tokens.size(); ++i) {
-      tokens[i] = replace_all(tokens[i], suffix, i + 1 == tokens.size() ? "" : " ");
+      tokens[i] = suffix.replaced(tokens[i], i + 1 == tokens.size() ? "" : " ");
     }
     return tokens;
   };

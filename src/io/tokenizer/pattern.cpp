@@ -47,6 +47,14 @@ Pattern Pattern::regex(std::string_view expression, const std::string& where) {
   return Pattern(Regex(expression, where));
 }
 
+std::string Pattern::replaced(const std::string& text, const std::string& content) const {
+  std::string out;
+  for_each_span(text, [&](Span span) {
+    out += span.match ? content : text.substr(span.range.begin, span.range.end - span.range.begin);
+  });
+  return out;
+}
+
 void Pattern::for_each_span(std::string_view text, const SpanSink& sink) const {
   if (const auto* regex = std::get_if<Regex>(&what_)) {
     Regex::Search search(*regex, text);

@@ -27,6 +27,8 @@ class Pattern {
   static Pattern regex(std::string_view expression, const std::string& where);
 
   void for_each_span(std::string_view text, const SpanSink& sink) const;
+  /// `text` with `content` in place of every match.
+  std::string replaced(const std::string& text, const std::string& content) const;
 
  private:
   explicit Pattern(std::variant<std::string, Regex> what) : what_(std::move(what)) {}

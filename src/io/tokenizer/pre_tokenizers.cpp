@@ -123,6 +123,14 @@ PreTokenizer build_punctuation(const JsonView& json) {
   return split_at(is_punctuation, behavior ? split_behavior(*behavior) : SplitBehavior::kIsolated);
 }
 
+PreTokenizer build_bert_pre_tokenizer(const JsonView&) {
+  const PreTokenizer words = split_at(is_white_space, SplitBehavior::kRemoved);
+  const PreTokenizer parts = split_at(is_punctuation, SplitBehavior::kIsolated);
+  return [words, parts](Piece piece, const PieceSink& sink) {
+    words(piece, [&](Piece word) { parts(word, sink); });
+  };
+}
+
 Metaspace Metaspace::from_json(const JsonView& json) {
   Metaspace metaspace;
   metaspace.replacement = json.at("replacement").text();

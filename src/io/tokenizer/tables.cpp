@@ -11,6 +11,7 @@ struct Row {
 };
 
 constexpr Row<Normalizer> kNormalizers[] = {
+    {"BertNormalizer", build_bert_normalizer},
     {"ByteLevel", build_byte_level_normalizer},
     {"Lowercase", build_lowercase},
     {"NFC", build_nfc},
@@ -25,6 +26,7 @@ constexpr Row<Normalizer> kNormalizers[] = {
 };
 
 constexpr Row<PreTokenizer> kPreTokenizers[] = {
+    {"BertPreTokenizer", build_bert_pre_tokenizer},
     {"ByteLevel", build_byte_level},
     {"Digits", build_digits},
     {"Metaspace", build_metaspace},
@@ -37,6 +39,7 @@ constexpr Row<PreTokenizer> kPreTokenizers[] = {
 
 constexpr Row<std::unique_ptr<Model>> kModels[] = {
     {"BPE", build_bpe},
+    {"WordPiece", build_wordpiece},
 };
 
 constexpr Row<PostProcessor> kPostProcessors[] = {
@@ -50,6 +53,7 @@ constexpr Row<Decoder> kDecoders[] = {
     {"ByteLevel", build_byte_level_decoder}, {"Fuse", build_fuse},
     {"Metaspace", build_metaspace_decoder},  {"Replace", build_replace_decoder},
     {"Sequence", build_decoder_sequence},    {"Strip", build_strip_decoder},
+    {"WordPiece", build_wordpiece_decoder},
 };
 
 template <class Component, size_t N>
@@ -64,11 +68,12 @@ Component build(const Row<Component> (&table)[N], const std::string& type, const
                                               quote_name(type)));
 }
 
-/// Files written before the models were tagged lack the type; merges are what only BPE has.
+/// Files written before the models were tagged lack the type, but each has a field of its own.
 std::string model_type(const JsonView& json) {
   if (const auto type = json.find("type")) return type->text();
   if (json.find("merges")) return "BPE";
-  json.fail("must have a type, or merges (then it is a BPE); it has neither");
+  if (json.find("max_input_chars_per_word")) return "WordPiece";
+  json.fail("must have a type, or merges (BPE) or max_input_chars_per_word (WordPiece); it has none of them");
 }
 
 }  // namespace

@@ -108,6 +108,15 @@ class Tokenizer::Impl {
     return encodings.size() == 1 ? std::move(encodings.front()) : join(encodings);
   }
 
+  SpecialTokens special_tokens() const {
+    if (!post_processor_) return {};
+    constexpr int64_t kText = -1;  // no id
+    const std::vector<int64_t> framed = join(post_processor_({{{kText}, {0}}}, true)).ids;
+    const auto text = std::find(framed.begin(), framed.end(), kText);
+    if (text == framed.end()) return {framed, {}};
+    return {{framed.begin(), text}, {text + 1, framed.end()}};
+  }
+
   std::string decode(const std::vector<int64_t>& ids, bool skip_special_tokens) const {
     std::vector<std::string> tokens;
     tokens.reserve(ids.size());
@@ -202,6 +211,17 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, bool add_special_t
 Encoding Tokenizer::encode_pair(std::string_view first, std::string_view second,
                                 bool add_special_tokens) const {
   return impl_->encode({first, second}, add_special_tokens);
+}
+
+SpecialTokens Tokenizer::special_tokens() const {
+  return impl_->special_tokens();
+}
+
+std::vector<int64_t> SpecialTokens::around(const std::vector<int64_t>& ids) const {
+  std::vector<int64_t> out = front;
+  out.insert(out.end(), ids.begin(), ids.end());
+  out.insert(out.end(), back.begin(), back.end());
+  return out;
 }
 
 std::string Tokenizer::decode(const std::vector<int64_t>& ids, bool skip_special_tokens) const {

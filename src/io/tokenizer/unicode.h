@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -12,6 +13,9 @@ char32_t next_code_point(std::string_view text, size_t& position);
 
 /// The code point that ends before `position` (> 0), which moves to its first byte.
 char32_t previous_code_point(std::string_view text, size_t& position);
+
+/// Number of code points.
+int64_t count_code_points(std::string_view text);
 
 /// Bytes of the code point that begins with `lead`.
 size_t utf8_length(unsigned char lead);
@@ -28,6 +32,10 @@ bool is_white_space(char32_t code_point);
 bool is_number(char32_t code_point);
 /// General categories Mn, Mc, Me.
 bool is_mark(char32_t code_point);
+/// General category Mn.
+bool is_nonspacing_mark(char32_t code_point);
+/// General categories Cc, Cf, Co (surrogates do not occur in UTF-8).
+bool is_control(char32_t code_point);
 /// ASCII punctuation (which includes `$+<=>^`|~`) or general category P*.
 bool is_punctuation(char32_t code_point);
 /// `\w` of Unicode Technical Standard 18, annex C: Alphabetic, marks, decimal numbers, connector punctuation,

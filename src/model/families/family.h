@@ -10,6 +10,14 @@ Architecture read_llama(const ConfigView& config);
 Architecture read_mistral(const ConfigView& config);
 Architecture read_qwen2(const ConfigView& config);
 Architecture read_qwen3(const ConfigView& config);
+Architecture read_bert(const ConfigView& config);
+Architecture read_distilbert(const ConfigView& config);
+
+/// The activation that `field` names; `absent` when there is no such field.
+Activation read_activation(const ConfigView& config, const std::string& field, Activation absent);
+
+/// The number of blocks, within reason: every block takes memory before its first tensor is looked for.
+int64_t read_layers(const ConfigView& config, const std::string& field);
 
 /// What all families of the skeleton share: sizes, eps, activation, tied embeddings, rope; no windows, no
 /// biases.

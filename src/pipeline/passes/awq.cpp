@@ -17,8 +17,8 @@ struct AwqClipOptions {
 
   void visit(FieldVisitor& v) {
     v.field("clip", clip,
-            "cut the extremes of groups where that makes rounding hurt less (solver rtn; not of q_proj and "
-            "k_proj)");
+            "cut the extremes of groups where that makes rounding hurt less (solver rtn; not of queries and "
+            "keys)");
   }
 };
 
@@ -62,7 +62,8 @@ class AwqScalePass final : public Pass {
       const model::LinearOp& op = block.ops()[members.ops[i]];
       const bool wanted = members.settings[i]->part<AwqClipOptions>().clip;
       // Cutting what makes attention scores does harm beyond the operator's own output (the authors' rule).
-      if (!wanted || op.info.kind == "q_proj" || op.info.kind == "k_proj") continue;
+      if (!wanted || op.info.role == model::OperatorRole::kQuery || op.info.role == model::OperatorRole::kKey)
+        continue;
       if (members.schemes[i].granularity == quant::Granularity::kTensor) continue;
       const auto cut =
           quant::awq_clip(op.weight->dense(), stats.second_moment, members.schemes[i], &context.pool);

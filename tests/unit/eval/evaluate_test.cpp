@@ -78,7 +78,7 @@ TEST_CASE("perplexity, KL and agreement equal a softmax in double", "[eval]") {
     const auto expected = oracle(model, reference, text);
     const auto scores = evaluate(model, &reference, text);
     REQUIRE(scores.tokens == expected.tokens);
-    REQUIRE(scores.perplexity == Approx(expected.perplexity).epsilon(1e-5));
+    REQUIRE(*scores.perplexity == Approx(*expected.perplexity).epsilon(1e-5));
     REQUIRE(*scores.reference_perplexity == Approx(*expected.reference_perplexity).epsilon(1e-5));
     REQUIRE(*scores.kl_mean == Approx(*expected.kl_mean).epsilon(1e-4));
     REQUIRE(*scores.kl_mean > 0.1);
@@ -91,7 +91,7 @@ TEST_CASE("a model differs from itself by nothing", "[eval]") {
   const auto scores = evaluate(model, &model, make_evaluation_text(ids(60), {.window = 20}, "text"));
   REQUIRE(*scores.kl_mean == Approx(0).margin(1e-9));
   REQUIRE(*scores.top1_agreement == 1.0);
-  REQUIRE(scores.perplexity == *scores.reference_perplexity);
+  REQUIRE(*scores.perplexity == *scores.reference_perplexity);
   REQUIRE(scores.output_drift == std::vector<double>{0, 0});
 }
 

@@ -44,6 +44,18 @@ Json strip_decoder(const std::string& content, int start, int stop) {
   return {{"type", "Strip"}, {"content", content}, {"start", start}, {"stop", stop}};
 }
 
+Json bert_normalizer(bool clean, bool lowercase, const Json& strip_accents) {
+  return {{"type", "BertNormalizer"},
+          {"clean_text", clean},
+          {"handle_chinese_chars", clean},
+          {"strip_accents", strip_accents},
+          {"lowercase", lowercase}};
+}
+
+Json wordpiece_decoder(bool cleanup) {
+  return {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", cleanup}};
+}
+
 /// The components behind the names of the recorded cases.
 using Components = std::map<std::string, Json>;
 
@@ -60,7 +72,11 @@ Components normalizers() {
           {"StripLeft", strip(true, false)},
           {"Replace-string", replace({{"String", "a"}}, "bb")},
           {"Replace-regex", replace({{"Regex", "\\s+"}}, "_")},
-          {"Prepend", {{"type", "Prepend"}, {"prepend", "\u2581"}}}};
+          {"Prepend", {{"type", "Prepend"}, {"prepend", "\u2581"}}},
+          {"BertNormalizer-default", bert_normalizer(true, true, nullptr)},
+          {"BertNormalizer-cased", bert_normalizer(true, false, nullptr)},
+          {"BertNormalizer-lower-keepaccents", bert_normalizer(true, true, false)},
+          {"BertNormalizer-noclean-nochinese", bert_normalizer(false, false, nullptr)}};
 }
 
 Components pre_tokenizers() {
@@ -71,6 +87,7 @@ Components pre_tokenizers() {
                     {"Digits-runs", {{"type", "Digits"}, {"individual_digits", false}}},
                     {"Whitespace", {{"type", "Whitespace"}}},
                     {"WhitespaceSplit", {{"type", "WhitespaceSplit"}}},
+                    {"BertPreTokenizer", {{"type", "BertPreTokenizer"}}},
                     {"Punctuation-isolated", {{"type", "Punctuation"}, {"behavior", "Isolated"}}},
                     {"Punctuation-contiguous", {{"type", "Punctuation"}, {"behavior", "Contiguous"}}},
                     {"Split-GPT2", split_at({{"Regex", kGpt2}}, "Isolated", false)},
@@ -99,6 +116,8 @@ Components decoders() {
           {"Metaspace-first", metaspace("first", true)},
           {"Metaspace-never", metaspace("never", true)},
           {"BPEDecoder", {{"type", "BPEDecoder"}, {"suffix", "</w>"}}},
+          {"WordPiece-cleanup", wordpiece_decoder(true)},
+          {"WordPiece-nocleanup", wordpiece_decoder(false)},
           {"Strip", strip_decoder(" ", 1, 0)},
           {"Strip-2-1", strip_decoder("x", 2, 1)}};
 }

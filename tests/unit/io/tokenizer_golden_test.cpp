@@ -20,7 +20,8 @@ const std::set<std::string> kRequiredKinds = {
     "added_tokens",         "bpe_bytelevel_gpt2", "bpe_bytelevel_prefix_space",
     "bpe_digits_smollm",    "bpe_gemma",          "bpe_llama2_legacy",
     "bpe_llama2_metaspace", "bpe_llama3",         "bpe_qwen2",
-    "bpe_no_unk_fallback",  "bpe_suffix",         "smollm2_real"};
+    "bpe_no_unk_fallback",  "bpe_suffix",         "smollm2_real",
+    "wordpiece_bert_real",  "wordpiece_cased",    "wordpiece_uncased"};
 
 json read_json(const std::filesystem::path& path) {
   std::ifstream file(path);

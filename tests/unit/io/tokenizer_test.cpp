@@ -21,6 +21,7 @@ using lcomp::test::bpe_model;
 using lcomp::test::Json;
 using lcomp::test::load;
 using lcomp::test::tokenizer_document;
+using lcomp::test::word_pieces_document;
 
 using Ids = std::vector<int64_t>;
 
@@ -302,6 +303,25 @@ TEST_CASE("BERT and RoBERTa frame one text and two", "[io][tokenizer]") {
   REQUIRE(roberta.encode_pair("ab", "c", true).ids == Ids{5, 3, 6, 6, 2, 6});
   REQUIRE(roberta.encode_pair("ab", "c", true).type_ids == Ids(6, 0));
   REQUIRE(roberta.encode_pair("ab", "c").type_ids == Ids(2, 0));
+}
+
+TEST_CASE("WordPiece takes the longest token at each place, or the whole word is unknown",
+          "[io][tokenizer]") {
+  const Tokenizer tokenizer = load(word_pieces_document());
+  REQUIRE(tokenizer.encode("Unaffable") == Ids{3, 4, 5});
+  REQUIRE(tokenizer.encode("affable") == Ids{6});
+  REQUIRE(tokenizer.encode("unable, \u00c4ffable.") == Ids{3, 5, 9, 6, 10});  // the accent goes
+  REQUIRE(tokenizer.encode("unx not") == Ids{0, 8});                          // no rest, so no part
+  REQUIRE(tokenizer.encode("unaffaffaff") == Ids{3, 4, 4, 4});
+  REQUIRE(tokenizer.encode("unaffaffaffaff") == Ids{0});  // 14 characters
+  REQUIRE(tokenizer.encode("do\u4e2dnot", true) == Ids{1, 7, 0, 8, 2});
+  REQUIRE(tokenizer.decode({3, 4, 5, 9, 7, 8, 10}) == "unaffable, do not.");
+}
+
+TEST_CASE("a model without a type that limits its words is a WordPiece", "[io][tokenizer]") {
+  Json document = word_pieces_document();
+  document["model"].erase("type");
+  REQUIRE(load(document).encode("unable") == Ids{3, 5});
 }
 
 TEST_CASE("a tokenizer is named by the hash of its file", "[io][tokenizer]") {

@@ -51,6 +51,12 @@ std::vector<uint32_t> disagreements(bool (*property)(char32_t), const std::strin
 
 }  // namespace
 
+TEST_CASE("control characters and nonspacing marks are those of their categories",
+          "[io][tokenizer][unicode]") {
+  REQUIRE(disagreements(is_control, "[\\p{Cc}\\p{Cf}\\p{Co}]") == std::vector<uint32_t>{});
+  REQUIRE(disagreements(is_nonspacing_mark, "\\p{Mn}") == std::vector<uint32_t>{});
+}
+
 TEST_CASE("white space in expressions is White_Space, over all code points", "[io][tokenizer][unicode]") {
   const std::vector<bool> matched = matched_by("\\s");
   REQUIRE(std::count(matched.begin(), matched.end(), true) == 25);

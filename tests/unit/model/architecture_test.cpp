@@ -46,6 +46,54 @@ TEST_CASE("the families differ in biases, norms and windows as their sheets say"
   REQUIRE(read("", "qwen3").head_dim == 128);
 }
 
+TEST_CASE("encoders have their norms behind the sums, see all tokens and have no gate",
+          "[model][architecture][encoder]") {
+  const Architecture bert = read("", "bert");
+  REQUIRE_FALSE((bert.norm_first || bert.causal || bert.gated || bert.is_language_model()));
+  REQUIRE(bert.norm == NormKind::kLayer);
+  REQUIRE(bert.norm_eps == 1e-12);
+  REQUIRE(bert.activation == Activation::kGelu);
+  REQUIRE(bert.token_types == 2);
+  REQUIRE(bert.max_positions == 512);
+  const auto ops = bert.operators(1);
+  REQUIRE(ops.size() == 6);
+  REQUIRE(ops.at(4).name == "bert.encoder.layer.1.intermediate.dense");
+  REQUIRE(ops.at(5).kind == "output");
+  REQUIRE(ops.at(bert.position(OperatorRole::kDown)).role == OperatorRole::kDown);
+  // Of the inputs only that of the projection behind attention can be scaled; with ReLU the last one too.
+  const auto absorbers = [](const Architecture& a) {
+    std::vector<std::string> out;
+    for (const GroupInfo& group : a.groups(0)) out.push_back(group.absorber);
+    return out;
+  };
+  const std::string value = "bert.encoder.layer.0.attention.self.value";
+  REQUIRE(absorbers(bert) == std::vector<std::string>{"", value, "", ""});
+  REQUIRE(absorbers(read(R"("hidden_act":"relu",)", "bert")).back() ==
+          "bert.encoder.layer.0.intermediate.dense");
+  // 4 operations for each pair of query and key and each channel, in 3 layers.
+  REQUIRE(bert.attention_flops(10) == 3 * 4.0 * 100 * 32);
+  require_positions(bert, 512, "here");
+  REQUIRE_THROWS_WITH(require_positions(bert, 513, "here"),
+                      "[here] sequences must have at most the 512 tokens that the model has position "
+                      "embeddings for; they have 513");
+  require_positions(read(""), 1 << 20, "here");
+}
+
+TEST_CASE("what makes an encoder something else is refused", "[model][architecture][encoder]") {
+  REQUIRE_THROWS_AS(read(R"("is_decoder":true,)", "bert"), lcomp::Unsupported);
+  REQUIRE_THROWS_WITH(read(R"("is_decoder":true,)", "bert"),
+                      "[config.json: /is_decoder] must be false: only encoders are supported; it is true");
+  REQUIRE_THROWS_WITH(read(R"("position_embedding_type":"relative_key",)", "bert"),
+                      "[config.json: /position_embedding_type] must be absolute; it is 'relative_key'");
+  REQUIRE_THROWS_WITH(read(R"("layer_norm_eps":0,)", "bert"),
+                      Catch::Contains("/layer_norm_eps] must be positive"));
+  REQUIRE_THROWS_WITH(
+      read_architecture(R"({"model_type":"distilbert","dim":33,"hidden_dim":4,"n_layers":1,"n_heads":4,)"
+                        R"("vocab_size":8})",
+                        "c"),
+      "[c: /dim] must be a multiple of n_heads = 4; it is 33");
+}
+
 TEST_CASE("llama3 rope frequencies equal the published example", "[model][rope]") {
   const Architecture a = read(
       R"("head_dim":64,"rope_theta":500000.0,"rope_scaling":{"rope_type":"llama3","factor":32.0,"low_freq_factor":1.0,)"
@@ -114,8 +162,8 @@ TEST_CASE("a config that cannot be read names the file, the field and what must 
   };
   REQUIRE_THROWS_AS(read("", "mamba"), lcomp::Unsupported);
   fails("",
-        "[config.json: /model_type] the model family must be one of llama, mistral, qwen2, qwen3; it is "
-        "'mamba'",
+        "[config.json: /model_type] the model family must be one of llama, mistral, qwen2, qwen3, bert, "
+        "distilbert; it is 'mamba'",
         "mamba");
   fails(R"("num_key_value_heads":3,)",
         "[config.json: /num_key_value_heads] must divide num_attention_heads = 4; it is 3");
@@ -125,8 +173,8 @@ TEST_CASE("a config that cannot be read names the file, the field and what must 
   fails(R"("rms_norm_eps":0,)", "/rms_norm_eps] must be positive; it is 0");
   fails(R"("rms_norm_eps":"x",)", "/rms_norm_eps] must be a number; it is the string \"x\"");
   fails(R"("attention_bias":1,)", "/attention_bias] must be true or false; it is 1");
-  fails(R"("hidden_act":"relu",)",
-        "/hidden_act] must be one of silu, swish, gelu_pytorch_tanh, gelu_new; it is 'relu'");
+  fails(R"("hidden_act":"mish",)",
+        "/hidden_act] must be one of silu, swish, gelu_pytorch_tanh, gelu_new, gelu, relu; it is 'mish'");
   fails(R"("hidden_act":3,)", "/hidden_act] must be a string; it is 3");
   fails(R"("rope_scaling":3,)", "/rope_scaling] must be an object; it is 3");
   fails(R"("rope_theta":1.0,)", "/rope_theta] must be a number above 1");

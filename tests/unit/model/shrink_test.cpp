@@ -45,16 +45,16 @@ TEST_CASE("deleting a unit equals masking it, in every family", "[model][shrink]
       const auto first = model.architecture().dependency_groups(0)[g];
       if (first.units < 2) continue;
       const int64_t removed = first.units / 2;
-      const at::Tensor masked = test::logits_of(model, ids, [&](model::Block& block) {
+      const at::Tensor masked = test::outputs_of(model, ids, [&](model::Block& block) {
         mask_unit(block, model.architecture().dependency_groups(block.index())[g], removed);
       });
-      const at::Tensor deleted = test::logits_of(model, ids, [&](model::Block& block) {
+      const at::Tensor deleted = test::outputs_of(model, ids, [&](model::Block& block) {
         block.keep_units(model.architecture().dependency_groups(block.index())[g],
                          all_but(first.units, removed));
       });
       const double scale = masked.abs().max().item<double>();
       CHECK((masked - deleted).abs().max().item<double>() < 2e-5 * scale);
-      const at::Tensor dense = test::logits_of(model, ids);
+      const at::Tensor dense = test::outputs_of(model, ids);
       CHECK((dense - deleted).abs().max().item<double>() > 1e-3 * scale);
     }
   });

@@ -38,6 +38,9 @@ RunReport full_report() {
   report.calibration->short_dropped = 9;
   report.evaluation.front().kl_mean = 1e-9;
   report.evaluation.front().top1_agreement = 1.0;
+  report.evaluation.front().embedding_cosine = 0.5;
+  report.evaluation.front().embedding_cosine_min = 0.25;
+  report.evaluation.front().rank_correlation = 0.75;
   report.verification->message = "differs";
   return report;
 }
