@@ -145,17 +145,30 @@ BlockWidths Architecture::widest() const {
   return all;
 }
 
+BlockWidths Architecture::common_widths() const {
+  BlockWidths common = widest();
+  const int64_t shared = common.heads / common.kv_heads;
+  if (names.heads_field.empty()) common.kv_heads = kv_heads;
+  while (common.kv_heads < kv_heads && hidden_size % (common.kv_heads * shared) != 0) ++common.kv_heads;
+  common.heads = common.kv_heads * shared;
+  return common;
+}
+
 std::vector<std::pair<std::string, std::string>> width_entries(const Architecture& architecture,
                                                                const std::vector<BlockWidths>& widths) {
   Architecture after = architecture;
   after.widths = widths;
-  const BlockWidths widest = after.widest();
+  BlockWidths widest = after.widest();
+  const TensorNames& names = architecture.names;
   std::vector<std::pair<std::string, std::string>> entries = {
-      {"num_attention_heads", std::to_string(widest.heads)},
-      {"num_key_value_heads", std::to_string(widest.kv_heads)},
-      {"head_dim", std::to_string(architecture.head_dim)},
-      {"intermediate_size", std::to_string(widest.intermediate)},
-      {"lcomp", ""}};
+      {names.intermediate_field, std::to_string(widest.intermediate)}, {"lcomp", ""}};
+  if (names.heads_field.empty()) {
+    widest.heads = widest.kv_heads = architecture.heads;
+  } else {
+    entries.insert(entries.begin(), {{names.heads_field, std::to_string(widest.heads)},
+                                     {names.kv_heads_field, std::to_string(widest.kv_heads)},
+                                     {names.head_dim_field, std::to_string(architecture.head_dim)}});
+  }
   const bool uniform = std::all_of(widths.begin(), widths.end(), [&](const auto& w) { return w == widest; });
   if (uniform) return entries;
   io::OrderedJson list = io::OrderedJson::array();

@@ -76,7 +76,7 @@ class Export {
           throw Unsupported(op.name, "an operator that rounds its inputs cannot be written dense");
       }
     }
-    model::BlockWidths widest = after.widest();
+    const model::BlockWidths widest = after.widest();
     const bool uneven = std::any_of(after.widths.begin(), after.widths.end(),
                                     [&](const model::BlockWidths& w) { return w != widest; });
     if (uneven && !options_.pad_widths) {
@@ -85,15 +85,7 @@ class Export {
           "the blocks must have one width, or be padded to one (--pad-widths); they have different "
           "ones, which an ordinary checkpoint cannot say");
     }
-    if (options_.pad_widths) {
-      // transformers wants the hidden size to be a multiple of the number of heads.
-      const int64_t shared = widest.heads / widest.kv_heads, most = after.hidden_size / shared;
-      int64_t legal = widest.kv_heads;
-      while (legal <= most && after.hidden_size % (legal * shared) != 0) ++legal;
-      if (legal <= most) widest.kv_heads = legal;
-      widest.heads = widest.kv_heads * shared;
-    }
-    std::fill(after.widths.begin(), after.widths.end(), widest);
+    std::fill(after.widths.begin(), after.widths.end(), options_.pad_widths ? after.common_widths() : widest);
     return after;
   }
 

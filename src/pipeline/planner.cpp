@@ -124,6 +124,7 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
         op.bytes_after = static_cast<int64_t>(static_cast<double>(planned.bytes_after) * left[i]);
         left[i] *= planned.kept;
         const int64_t step = method.effect ? method.effect(*settings).deletes_in_steps : 0;
+        plan.deletes_units = plan.deletes_units || step > 0;
         if (step > 0) steps[i] = input_step(model.architecture(), op, step);
         plan.rounds_inputs = plan.rounds_inputs || planned.rounds_input;
         if (job.write.format == WriteFormat::kDense) {
@@ -347,8 +348,13 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   } else {
     m.solver = to_bytes(s.largest_operator * 28.0);
   }
+  if (plan.deletes_units) {
+    // Products of units with their eigenvectors, or copies for the least squares, in float64.
+    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 72.0 + s.largest_operator * 56.0));
+  }
   if (plan.needs_gradients) {
     m.gradients = m.block + calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, {});
+    m.gradients += to_bytes(std::max(0.0, plan.gradient_matrices - 1) * s.block_parameters * 4.0);
     if (job.calibration.cache == CachePlace::kMemory)
       m.gradients += calib::GradientSweep::cache_bytes(a, sample_lengths(job));
   }

@@ -67,6 +67,12 @@ struct TensorNames {
                                             {"mlp.gate_proj", "gate_proj"},
                                             {"mlp.up_proj", "up_proj"},
                                             {"mlp.down_proj", "down_proj"}}};
+  /// Fields of config.json that say how wide the blocks are; empty where the width of a head follows from the
+  /// number of heads, so that a model cannot have fewer of them.
+  std::string heads_field = "num_attention_heads";
+  std::string kv_heads_field = "num_key_value_heads";
+  std::string head_dim_field = "head_dim";
+  std::string intermediate_field = "intermediate_size";
   std::string norm_weight = ".weight";  ///< ending of a norm's weight; BERT's first files have ".gamma"
   std::string norm_bias = ".bias";      ///< or ".beta"
   /// Beginnings of the names of what may stand on top of an encoder, which is only copied.
@@ -191,6 +197,9 @@ struct Architecture {
   std::vector<DependencyGroup> dependency_groups(const BlockWidths& of) const;
   /// The largest of each width over the layers.
   BlockWidths widest() const;
+  /// The widths of config.json's usual fields that have room for all layers and that other software loads: a
+  /// number of heads that divides the hidden size, and all of them where that is the only way.
+  BlockWidths common_widths() const;
   /// Floating-point operations of the linear operators for one token, and of attention over a sequence of
   /// `length` tokens, over all blocks (multiplications and additions counted).
   double linear_flops_per_token() const;

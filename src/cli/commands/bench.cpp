@@ -170,9 +170,10 @@ Answer write_latency_table(const BenchArguments& arguments, ThreadPool& pool) {
   io::write_file_atomic(arguments.latency_table, eval::to_json(table));
   Answer answer;
   answer.json = Json::parse(eval::to_json(table));
-  answer.text = fmt::format("{}: attention {:.3g} to {:.3g} ms, mlp {:.3g} to {:.3g} ms a block of {} tokens\n",
-                            arguments.latency_table, 1e3 * table.attention.at(1), 1e3 * table.attention.back(),
-                            1e3 * table.mlp.at(1), 1e3 * table.mlp.back(), arguments.tokens);
+  answer.text =
+      fmt::format("{}: attention {:.3g} to {:.3g} ms, mlp {:.3g} to {:.3g} ms a block of {} tokens\n",
+                  arguments.latency_table, 1e3 * table.attention.at(1), 1e3 * table.attention.back(),
+                  1e3 * table.mlp.at(1), 1e3 * table.mlp.back(), arguments.tokens);
   return answer;
 }
 

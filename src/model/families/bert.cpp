@@ -41,6 +41,8 @@ Architecture read_encoder(const ConfigView& config, const std::string& family, c
   a.names.positions = "embeddings.position_embeddings";
   a.names.embedding_norm = "embeddings.LayerNorm";
   a.names.final_norm = a.names.head = "";
+  a.names.heads_field = a.names.kv_heads_field = a.names.head_dim_field = "";
+  a.names.intermediate_field = fields.intermediate_size;
   return a;
 }
 

@@ -477,16 +477,17 @@ class FisherMaskSurvey final : public UnitSurvey {
     return costs;
   }
 
-  /// Numbers of key-value heads with which other software loads the model: it wants the hidden size to be a
-  /// multiple of the number of heads.
+  /// Numbers of key-value heads with which other software loads the model.
   std::vector<int64_t> legal_groups() const {
-    const model::BlockWidths widths = architecture().block_widths(0);
+    model::Architecture narrower = architecture();
+    const model::BlockWidths widths = narrower.block_widths(0);
+    const int64_t shared = widths.heads / widths.kv_heads;
     std::vector<int64_t> legal;
     for (int64_t groups = 1; groups <= widths.kv_heads; ++groups) {
-      if (architecture().hidden_size % (groups * (widths.heads / widths.kv_heads)) == 0)
-        legal.push_back(groups);
+      std::fill(narrower.widths.begin(), narrower.widths.end(),
+                model::BlockWidths{groups * shared, groups, widths.intermediate});
+      if (narrower.common_widths().kv_heads == groups) legal.push_back(groups);
     }
-    if (legal.empty()) legal.push_back(widths.kv_heads);
     return legal;
   }
 
