@@ -116,6 +116,18 @@ std::vector<std::string> Architecture::norm_tensors(const std::string& name) con
   return {name + names.norm_weight, name + names.norm_bias};
 }
 
+std::map<std::string, int64_t> Architecture::block_norms(int64_t block) const {
+  const std::string prefix = block_prefix(block);
+  std::map<std::string, int64_t> norms;
+  for (const std::string& of_half : {names.attention_norm, names.mlp_norm}) {
+    for (const std::string& name : norm_tensors(prefix + of_half)) norms[name] = hidden_size;
+  }
+  for (const char* suffix : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
+    if (qk_norm) norms[prefix + suffix] = head_dim;
+  }
+  return norms;
+}
+
 std::vector<DependencyGroup> Architecture::dependency_groups(int64_t block) const {
   return dependency_groups(block_widths(block));
 }
@@ -150,12 +162,13 @@ std::vector<std::pair<std::string, std::string>> width_entries(const Architectur
   Architecture after = architecture;
   after.widths = widths;
   const BlockWidths widest = after.widest();
+  const WidthFields& fields = architecture.width_fields;
   std::vector<std::pair<std::string, std::string>> entries = {
-      {"num_attention_heads", std::to_string(widest.heads)},
-      {"num_key_value_heads", std::to_string(widest.kv_heads)},
-      {"head_dim", std::to_string(architecture.head_dim)},
-      {"intermediate_size", std::to_string(widest.intermediate)},
-      {"lcomp", ""}};
+      {fields.heads, std::to_string(widest.heads)},
+      {fields.intermediate, std::to_string(widest.intermediate)}};
+  if (!fields.kv_heads.empty()) entries.emplace_back(fields.kv_heads, std::to_string(widest.kv_heads));
+  entries.emplace_back("head_dim", std::to_string(architecture.head_dim));
+  entries.emplace_back("lcomp", "");
   const bool uniform = std::all_of(widths.begin(), widths.end(), [&](const auto& w) { return w == widest; });
   if (uniform) return entries;
   io::OrderedJson list = io::OrderedJson::array();

@@ -124,6 +124,18 @@ TEST_CASE("a text that gives fewer sequences than asked for says so", "[calib][s
   }
 }
 
+TEST_CASE("special tokens stand around every sequence, and count", "[calib][samples]") {
+  const calib::SampleOptions framed{.samples = 3, .length = 4, .special = {{90}, {91}}};
+  const auto out = make_samples({counting(0, 5), counting(5, 2)}, framed, "text");
+  REQUIRE(out.sequences == std::vector<Ids>{{90, 0, 1, 91}, {90, 2, 3, 91}, {90, 4, 5, 91}});
+  REQUIRE(out.tokens() == 12);
+  REQUIRE(test::error_text([&] {
+            make_samples({counting(0, 5)}, {.samples = 1, .length = 2, .special = {{90}, {91}}}, "text");
+          }) ==
+          "[calibration] every sequence must have room for a token beside the 2 special ones; the "
+          "shortest has 2 tokens");
+}
+
 TEST_CASE("a text that gives nothing is refused", "[calib][samples]") {
   const auto empty = [] { make_samples({{}}, {.samples = 1, .length = 4}, "text"); };
   REQUIRE_THROWS_AS(empty(), ConfigError);
