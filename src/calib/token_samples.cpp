@@ -88,6 +88,20 @@ void pack_documents(const std::vector<Ids>& documents, const std::vector<int64_t
   cut(stream, lengths, out);
 }
 
+/// A sample for each document, of its first tokens, in their order: as many as there are lengths.
+void keep_documents(const std::vector<Ids>& documents, const std::vector<int64_t>& lengths, TokenSamples& out) {
+  constexpr size_t kLeast = 2;  // a token and one to predict
+  for (const Ids& document : documents) {
+    if (out.sequences.size() == lengths.size()) return;
+    if (document.size() < kLeast) {
+      ++out.short_dropped;
+      continue;
+    }
+    const size_t count = std::min(document.size(), static_cast<size_t>(lengths.front()));
+    out.sequences.emplace_back(document.begin(), document.begin() + static_cast<std::ptrdiff_t>(count));
+  }
+}
+
 /// Takes as many windows off the front of each document as it holds, each the longest wanted that fits.
 void fit_documents(const std::vector<Ids>& documents, const std::vector<int64_t>& lengths,
                    ShortSamples policy, const std::string& where, TokenSamples& out) {
@@ -160,6 +174,13 @@ TokenSamples make_samples(const std::vector<Ids>& documents, const SampleOptions
   out.documents = static_cast<int64_t>(documents.size());
   if (options.short_samples == ShortSamples::kPack) {
     pack_documents(documents, lengths, options.length - options.special.count(), out);
+  } else if (options.short_samples == ShortSamples::kKeep) {
+    if (options.starts != 0) {
+      throw InvalidArgument("calibration", fmt::format("starts must be 0 where every document is a sample (short = "
+                                                       "\"keep\"); it is {}",
+                                                       options.starts));
+    }
+    keep_documents(documents, lengths, out);
   } else {
     fit_documents(documents, lengths, options.short_samples, where, out);
   }

@@ -22,12 +22,7 @@ model::Block constant_block(const Architecture& architecture) {
                    info.has_bias ? at::zeros({info.out_features}) : at::Tensor()});
   }
   std::map<std::string, at::Tensor> norms;
-  const std::string prefix = architecture.block_prefix(0);
-  for (const char* norm : {"input_layernorm.weight", "post_attention_layernorm.weight"})
-    norms[prefix + norm] = at::ones({architecture.hidden_size});
-  for (const char* norm : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
-    if (architecture.qk_norm) norms[prefix + norm] = at::ones({architecture.head_dim});
-  }
+  for (const auto& [name, length] : architecture.block_norms(0)) norms[name] = at::ones({length});
   return {architecture, 0, std::move(ops), std::move(norms)};
 }
 

@@ -9,11 +9,23 @@ namespace lcomp::io {
 namespace {
 
 constexpr std::array kCompanions = {
-    "added_tokens.json", "chat_template.jinja",     "generation_config.json",
-    "merges.txt",        "special_tokens_map.json", "tokenizer.json",
-    "tokenizer.model",   "tokenizer_config.json",   "vocab.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config_sentence_transformers.json",
+    "generation_config.json",
+    "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
     "vocab.txt",
 };
+
+/// How a sentence encoder pools, in the folder that modules.json names for it.
+constexpr const char* kPooling = "1_Pooling/config.json";
 
 bool is_companion(const std::string& name) {
   return name.starts_with("LICENSE") ||
@@ -33,6 +45,7 @@ OrderedJson parse_entry(const std::string& key, const std::string& text) {
 
 std::vector<std::string> companion_files(const std::filesystem::path& dir) {
   std::vector<std::string> names;
+  if (std::filesystem::exists(dir / kPooling)) names.emplace_back(kPooling);
   for (const std::filesystem::path& entry : list_directory(dir)) {
     std::error_code ignored;
     const std::string name = entry.filename().string();
@@ -44,8 +57,11 @@ std::vector<std::string> companion_files(const std::filesystem::path& dir) {
 std::vector<FileRecord> copy_companion_files(const std::filesystem::path& from,
                                              const std::filesystem::path& to) {
   std::vector<FileRecord> records;
-  for (const std::string& name : companion_files(from))
+  for (const std::string& name : companion_files(from)) {
+    make_directories((to / name).parent_path());
     records.push_back(copy_file_atomic(from / name, to / name));
+    records.back().name = name;
+  }
   return records;
 }
 

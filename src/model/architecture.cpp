@@ -116,6 +116,18 @@ std::vector<std::string> Architecture::norm_tensors(const std::string& name) con
   return {name + names.norm_weight, name + names.norm_bias};
 }
 
+std::map<std::string, int64_t> Architecture::block_norms(int64_t block) const {
+  const std::string prefix = block_prefix(block);
+  std::map<std::string, int64_t> norms;
+  for (const std::string& of_half : {names.attention_norm, names.mlp_norm}) {
+    for (const std::string& name : norm_tensors(prefix + of_half)) norms[name] = hidden_size;
+  }
+  for (const char* suffix : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
+    if (qk_norm) norms[prefix + suffix] = head_dim;
+  }
+  return norms;
+}
+
 std::vector<DependencyGroup> Architecture::dependency_groups(int64_t block) const {
   return dependency_groups(block_widths(block));
 }
@@ -148,7 +160,7 @@ BlockWidths Architecture::widest() const {
 BlockWidths Architecture::common_widths() const {
   BlockWidths common = widest();
   const int64_t shared = common.heads / common.kv_heads;
-  if (names.heads_field.empty()) common.kv_heads = kv_heads;
+  if (width_fields.kv_heads.empty()) common.kv_heads = kv_heads;  // a head's width follows from their number
   while (common.kv_heads < kv_heads && hidden_size % (common.kv_heads * shared) != 0) ++common.kv_heads;
   common.heads = common.kv_heads * shared;
   return common;
@@ -158,17 +170,14 @@ std::vector<std::pair<std::string, std::string>> width_entries(const Architectur
                                                                const std::vector<BlockWidths>& widths) {
   Architecture after = architecture;
   after.widths = widths;
-  BlockWidths widest = after.widest();
-  const TensorNames& names = architecture.names;
+  const BlockWidths widest = after.widest();
+  const WidthFields& fields = architecture.width_fields;
   std::vector<std::pair<std::string, std::string>> entries = {
-      {names.intermediate_field, std::to_string(widest.intermediate)}, {"lcomp", ""}};
-  if (names.heads_field.empty()) {
-    widest.heads = widest.kv_heads = architecture.heads;
-  } else {
-    entries.insert(entries.begin(), {{names.heads_field, std::to_string(widest.heads)},
-                                     {names.kv_heads_field, std::to_string(widest.kv_heads)},
-                                     {names.head_dim_field, std::to_string(architecture.head_dim)}});
-  }
+      {fields.heads, std::to_string(widest.heads)},
+      {fields.intermediate, std::to_string(widest.intermediate)}};
+  if (!fields.kv_heads.empty()) entries.emplace_back(fields.kv_heads, std::to_string(widest.kv_heads));
+  entries.emplace_back("head_dim", std::to_string(architecture.head_dim));
+  entries.emplace_back("lcomp", "");
   const bool uniform = std::all_of(widths.begin(), widths.end(), [&](const auto& w) { return w == widest; });
   if (uniform) return entries;
   io::OrderedJson list = io::OrderedJson::array();

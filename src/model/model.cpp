@@ -23,20 +23,6 @@ bool is_stray_buffer(const std::string& name) {
   return false;
 }
 
-/// The norms of a block by tensor name, with their lengths.
-std::map<std::string, int64_t> norms_of(const Architecture& a, int64_t block) {
-  const std::string prefix = a.block_prefix(block);
-  std::map<std::string, int64_t> norms;
-  for (const std::string& norm : {a.names.attention_norm, a.names.mlp_norm}) {
-    for (const std::string& name : a.norm_tensors(prefix + norm)) norms[name] = a.hidden_size;
-  }
-  if (a.qk_norm) {
-    for (const char* suffix : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"})
-      norms[prefix + suffix] = a.head_dim;
-  }
-  return norms;
-}
-
 /// The tensors of a model that belong to no block and are read, but for embedding and head, with their
 /// shapes.
 std::map<std::string, std::vector<int64_t>> outer_parts(const Architecture& a) {
@@ -172,7 +158,7 @@ void Model::check_all() {
   }
   for (int64_t i = 0; i < size(); ++i) {
     for (const OperatorInfo& op : architecture_.operators(i)) check_operator(op);
-    for (const auto& [name, length] : norms_of(architecture_, i)) check_tensor(name, {length});
+    for (const auto& [name, length] : architecture_.block_norms(i)) check_tensor(name, {length});
   }
   warn_of_unused();
 }
@@ -184,13 +170,13 @@ void Model::warn_of_unused() {
   for (const auto& [name, shape] : outer_parts(architecture_)) used.insert(name);
   std::map<std::string, bool> biased;  // by operator
   for (int64_t i = 0; i < size(); ++i) {
-    for (const auto& [name, length] : norms_of(architecture_, i)) used.insert(name);
+    for (const auto& [name, length] : architecture_.block_norms(i)) used.insert(name);
     for (const OperatorInfo& op : architecture_.operators(i)) biased[op.name] = op.has_bias;
   }
   const auto is_used = [&](const std::string& name) {
     if (used.contains(name) || is_stray_buffer(name)) return true;
     for (const std::string& task : architecture_.names.task_heads) {
-      if (name.starts_with(task)) return true;
+      if (name.starts_with(task) || name.starts_with(architecture_.names.prefix + task)) return true;
     }
     // "operator.weight", "operator.weight_packed", "operator.input_scale", "operator.weight.absmax".
     for (size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
@@ -246,7 +232,7 @@ Block Model::load_block(int64_t i) const {
     ops.push_back(std::move(op));
   }
   std::map<std::string, at::Tensor> norms;
-  for (const auto& [name, length] : norms_of(architecture_, i)) norms.emplace(name, read_vector(name));
+  for (const auto& [name, length] : architecture_.block_norms(i)) norms.emplace(name, read_vector(name));
   return {architecture_, i, std::move(ops), std::move(norms), std::move(stored_types)};
 }
 

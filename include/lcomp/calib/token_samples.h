@@ -18,6 +18,7 @@ enum class ShortSamples {
   kPack,   ///< documents are joined end to end and cut into samples
   kDrop,   ///< left out, and counted; a longer document gives the longest windows that fit, from its start
   kError,  ///< refused, naming the document
+  kKeep,   ///< a sample by itself, however short: sentences for encoders. Of longer ones the start is taken
 };
 
 struct SampleOptions {
@@ -69,7 +70,7 @@ namespace lcomp {
 
 template <>
 struct EnumNames<calib::ShortSamples> {
-  static constexpr std::array<std::string_view, 3> names = {"pack", "drop", "error"};
+  static constexpr std::array<std::string_view, 4> names = {"pack", "drop", "error", "keep"};
 };
 
 }  // namespace lcomp

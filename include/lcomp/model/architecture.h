@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -67,16 +68,17 @@ struct TensorNames {
                                             {"mlp.gate_proj", "gate_proj"},
                                             {"mlp.up_proj", "up_proj"},
                                             {"mlp.down_proj", "down_proj"}}};
-  /// Fields of config.json that say how wide the blocks are; empty where the width of a head follows from the
-  /// number of heads, so that a model cannot have fewer of them.
-  std::string heads_field = "num_attention_heads";
-  std::string kv_heads_field = "num_key_value_heads";
-  std::string head_dim_field = "head_dim";
-  std::string intermediate_field = "intermediate_size";
   std::string norm_weight = ".weight";  ///< ending of a norm's weight; BERT's first files have ".gamma"
   std::string norm_bias = ".bias";      ///< or ".beta"
   /// Beginnings of the names of what may stand on top of an encoder, which is only copied.
   std::vector<std::string> task_heads;
+};
+
+/// What config.json calls the widths. Empty: it has no such field.
+struct WidthFields {
+  std::string heads = "num_attention_heads";
+  std::string kv_heads = "num_key_value_heads";
+  std::string intermediate = "intermediate_size";
 };
 
 /// One linear operator of a block, as the architecture knows it before any weight is read.
@@ -173,6 +175,7 @@ struct Architecture {
   std::vector<BlockWidths> widths;
 
   TensorNames names;
+  WidthFields width_fields;
 
   /// Whether a head gives the probabilities of the next token.
   bool is_language_model() const { return !names.head.empty(); }
@@ -183,6 +186,8 @@ struct Architecture {
   std::string head_name() const { return names.head + ".weight"; }
   /// The values of a norm, by tensor name: `name` is that of the norm itself, its prefix included.
   std::vector<std::string> norm_tensors(const std::string& name) const;
+  /// The norms of a block by tensor name, with their lengths.
+  std::map<std::string, int64_t> block_norms(int64_t block) const;
   /// Position of an operator in a block's list.
   size_t position(OperatorRole role) const {
     return static_cast<size_t>(role) - (!gated && role > OperatorRole::kGate ? 1 : 0);

@@ -23,9 +23,10 @@ Architecture read_encoder(const ConfigView& config, const std::string& family, c
   a.layers = read_layers(config, fields.layers);
   a.heads = config.positive(fields.heads);
   a.kv_heads = a.heads;
-  if (a.hidden_size % a.heads != 0)
+  // Only where heads were deleted is there a head_dim.
+  if (!config.has("head_dim") && a.hidden_size % a.heads != 0)
     config.reject(fields.hidden_size, fmt::format("must be a multiple of {} = {}", fields.heads, a.heads));
-  a.head_dim = a.hidden_size / a.heads;
+  a.head_dim = config.positive_or("head_dim", a.hidden_size / a.heads);
   a.vocab_size = config.positive("vocab_size");
   a.max_positions = config.positive_or("max_position_embeddings", 512);
   a.norm_eps = config.number("layer_norm_eps").value_or(1e-12);
@@ -35,14 +36,13 @@ Architecture read_encoder(const ConfigView& config, const std::string& family, c
   a.norm_first = a.causal = a.gated = false;
   a.qkv_bias = a.output_bias = a.mlp_bias = true;
   a.windows.assign(static_cast<size_t>(a.layers), 0);
+  a.width_fields = {fields.heads, "", fields.intermediate_size};
   a.names.prefix = family + ".";
   a.names.prefix_optional = true;
   a.names.embedding = "embeddings.word_embeddings";
   a.names.positions = "embeddings.position_embeddings";
   a.names.embedding_norm = "embeddings.LayerNorm";
   a.names.final_norm = a.names.head = "";
-  a.names.heads_field = a.names.kv_heads_field = a.names.head_dim_field = "";
-  a.names.intermediate_field = fields.intermediate_size;
   return a;
 }
 
@@ -78,7 +78,7 @@ Architecture read_bert(const ConfigView& config) {
                         {},
                         {"intermediate.dense", "intermediate"},
                         {"output.dense", "output"}}};
-  a.names.task_heads = {"pooler.", "bert.pooler.", "cls.", "classifier.", "qa_outputs."};
+  a.names.task_heads = {"pooler.", "cls.", "classifier.", "qa_outputs."};
   return a;
 }
 

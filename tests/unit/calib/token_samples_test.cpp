@@ -124,6 +124,18 @@ TEST_CASE("a text that gives fewer sequences than asked for says so", "[calib][s
   }
 }
 
+TEST_CASE("special tokens stand around every sequence, and count", "[calib][samples]") {
+  const calib::SampleOptions framed{.samples = 3, .length = 4, .special = {{90}, {91}}};
+  const auto out = make_samples({counting(0, 5), counting(5, 2)}, framed, "text");
+  REQUIRE(out.sequences == std::vector<Ids>{{90, 0, 1, 91}, {90, 2, 3, 91}, {90, 4, 5, 91}});
+  REQUIRE(out.tokens() == 12);
+  REQUIRE(test::error_text([&] {
+            make_samples({counting(0, 5)}, {.samples = 1, .length = 2, .special = {{90}, {91}}}, "text");
+          }) ==
+          "[calibration] every sequence must have room for a token beside the 2 special ones; the "
+          "shortest has 2 tokens");
+}
+
 TEST_CASE("a text that gives nothing is refused", "[calib][samples]") {
   const auto empty = [] { make_samples({{}}, {.samples = 1, .length = 4}, "text"); };
   REQUIRE_THROWS_AS(empty(), ConfigError);
@@ -168,4 +180,19 @@ TEST_CASE("text, lines of JSON and token ids are read alike", "[calib][samples]"
           place + "latin1.txt] the text must be valid UTF-8; byte 3 (0xFF) is not");
   REQUIRE_THROWS_AS(read("latin1.txt", "\xFF"), CorruptFile);
   REQUIRE_THAT(text_of("latin1.jsonl", "{\"text\": \"\xFF\"}"), Catch::StartsWith(place + "latin1.jsonl:1"));
+}
+
+TEST_CASE("kept documents are samples by themselves, however short", "[calib][samples]") {
+  using Ids = std::vector<int64_t>;
+  const std::vector<Ids> documents = {{1, 2, 3}, {4}, {5, 6}, {1, 2, 3, 4, 5, 6}, {7, 8}};
+  calib::SampleOptions options;
+  options.samples = 3;
+  options.length = 4;
+  options.short_samples = calib::ShortSamples::kKeep;
+  const auto kept = calib::make_samples(documents, options, "test");
+  CHECK(kept.sequences == std::vector<Ids>{{1, 2, 3}, {5, 6}, {1, 2, 3, 4}});
+  CHECK(kept.short_dropped == 1);
+  options.starts = 6;
+  CHECK_THROWS_WITH(calib::make_samples(documents, options, "test"),
+                    Catch::Contains("starts must be 0 where every document is a sample"));
 }

@@ -13,17 +13,17 @@ using Catch::Contains;
 TEST_CASE("tokenizer, generation settings and licences go along; weights and model cards do not",
           "[io][hf_dir]") {
   const test::TempDir dir;
-  make_directories(dir / "from");
+  make_directories(dir / "from/1_Pooling");
   make_directories(dir / "to");
   for (const std::string name :
        {"tokenizer.json", "merges.txt", "LICENSE", "LICENSE.txt", "chat_template.jinja",
         "generation_config.json", "README.md", "config.json", "model.safetensors", "pytorch_model.bin",
-        "model.safetensors.index.json", "modeling.py"})
+        "model.safetensors.index.json", "modeling.py", "modules.json", "1_Pooling/config.json"})
     write_file_atomic(dir / "from" / name, "content of " + name);
   make_directories(dir / "from/vocab.json");  // a directory is no file
   const std::vector<std::string> wanted = {
-      "LICENSE",    "LICENSE.txt",   "chat_template.jinja", "generation_config.json",
-      "merges.txt", "tokenizer.json"};
+      "1_Pooling/config.json",  "LICENSE",    "LICENSE.txt",  "chat_template.jinja",
+      "generation_config.json", "merges.txt", "modules.json", "tokenizer.json"};
   REQUIRE(companion_files(dir / "from") == wanted);
   const auto records = copy_companion_files(dir / "from", dir / "to");
   REQUIRE(records.size() == wanted.size());

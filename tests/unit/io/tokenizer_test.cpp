@@ -318,6 +318,14 @@ TEST_CASE("WordPiece takes the longest token at each place, or the whole word is
   REQUIRE(tokenizer.decode({3, 4, 5, 9, 7, 8, 10}) == "unaffable, do not.");
 }
 
+TEST_CASE("the special tokens of a text are those that encoding adds", "[io][tokenizer]") {
+  const Tokenizer bert = load(word_pieces_document());
+  const auto special = bert.special_tokens();
+  REQUIRE((special.front == Ids{1} && special.back == Ids{2} && special.count() == 2));
+  REQUIRE(special.around(bert.encode("do not")) == bert.encode("do not", true));
+  REQUIRE(load(abc_document()).special_tokens().count() == 0);
+}
+
 TEST_CASE("a model without a type that limits its words is a WordPiece", "[io][tokenizer]") {
   Json document = word_pieces_document();
   document["model"].erase("type");
