@@ -81,7 +81,8 @@ TEST_CASE("an allocation removes as many weights as uniform sparsity does, from 
     const int64_t off = std::abs(total(zeros) - total(zeros_of(even)));
     REQUIRE(off <= (std::string(allocation) == "global" ? 0 : widest));
     REQUIRE(spread(zeros) > 0.05);
-    for (const auto& [name, z] : zeros) REQUIRE(z.share() <= 0.95 + 1e-9);
+    // The most by default, and a weight of each row for rounding.
+    for (const auto& [name, z] : zeros) REQUIRE(z.share() <= 0.75 + 1.0 / 192);
     REQUIRE(report.passes[0].summary.find(" % zeros: ") != std::string::npos);
   }
 }
@@ -191,8 +192,7 @@ TEST_CASE("the shares and the bytes do not depend on threads or on where activat
 TEST_CASE("a run killed while it surveys or prunes by an allocation ends in the same bytes",
           "[pipeline][allocation][resume]") {
   const test::TempDir dir;
-  for (const auto& [method, allocation] :
-       {std::pair{"wanda", "budget"}, {"magnitude", "global"}, {"obd", "global"}}) {
+  for (const auto& [method, allocation] : {std::pair{"wanda", "budget"}, {"magnitude", "global"}}) {
     CAPTURE(method, allocation);
     const std::string name = std::string(method) + allocation;
     test::Watcher watcher;
@@ -207,6 +207,22 @@ TEST_CASE("a run killed while it surveys or prunes by an allocation ends in the 
       REQUIRE(test::weights_hash(output) == expected);
     }
   }
+}
+
+TEST_CASE("what an allocation leaves open is settled and spelled out", "[pipeline][allocation]") {
+  const auto settled = [](const Json& pass) {
+    const auto job = test::parse(test::job_with("out", Json::array({pass})));
+    return Json::parse(pipeline::to_json(job)).at("passes").at(0);
+  };
+  const Json global = settled(allocated("obd", "global"));
+  REQUIRE(global["scope"] == "tensor");
+  REQUIRE(global["max_sparsity"].get<double>() == Approx(0.75));
+  REQUIRE(settled(allocated("obd", "budget", {{"max_sparsity", 0.9}}))["max_sparsity"] == 0.9);
+  const Json bounded = settled(
+      allocated("wanda", "owl", {{"overrides", Json::array({{{"match", "down_proj"}, {"sparsity", 0.2}}})}}));
+  REQUIRE(bounded["scope"] == "row");
+  REQUIRE(bounded["overrides"][0]["max_sparsity"].get<double>() == Approx(0.35));
+  REQUIRE(settled(allocated("wanda", "uniform"))["max_sparsity"] == 1.0);
 }
 
 TEST_CASE("a plan counts the sizes of a uniform allocation and says that they move",

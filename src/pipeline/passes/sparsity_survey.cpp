@@ -18,6 +18,10 @@ using sparse::Sparsity;
 
 /// Sparsities that losses are estimated at, besides the bounds: steps of this.
 constexpr double kStep = 0.05;
+/// Estimates of the loss are of single operators and of small changes: where hardly anything is left of one
+/// they promise too much (docs/sparsity.md). So by default no operator is this far above its uniform
+/// sparsity, nor keeps less than half of what that keeps.
+constexpr double kMostAbove = 0.15;
 
 const AllocationOptions& allocation_of(const PassOptions& options) {
   return options.part<AllocationOptions>();
@@ -292,7 +296,9 @@ void AllocationOptions::visit(FieldVisitor& v) {
           "block (owl), by the least estimated loss (budget), or by one threshold over all scores (global; "
           "magnitude and obd)");
   v.field("min_sparsity", min_sparsity, {0, 1}, "least sparsity that an operator may be allocated");
-  v.field("max_sparsity", max_sparsity, {0, 1}, "most sparsity that an operator may be allocated");
+  v.field("max_sparsity", max_sparsity, {0, 1},
+          "most sparsity that an operator may be allocated; where a job does not say, 0.15 above sparsity, "
+          "and at least half of what that keeps must stay");
   v.field("owl_spread", owl_spread, {0, 0.5}, "of owl: sparsities of blocks lie at most twice this apart");
   v.field("owl_outlier", owl_outlier, {1},
           "of owl: scores above this many times the mean of a block are outliers");
@@ -310,8 +316,12 @@ void AllocationOptions::visit(FieldVisitor& v) {
 
 void add_allocation(MethodInfo& info, PrunedBy by) {
   info.settle = [](PassOptions& options, const auto& given, bool) {
-    if (allocation_of(options).allocation == Allocation::kGlobal && !given("scope"))
-      options.part<Sparsity>().scope = Scope::kTensor;
+    auto& allocation = options.part<AllocationOptions>();
+    auto& sparsity = options.part<Sparsity>();
+    if (allocation.allocation == Allocation::kUniform) return;
+    const double even = sparsity.sparsity;
+    if (!given("max_sparsity")) allocation.max_sparsity = even + std::min(kMostAbove, (1 - even) / 2);
+    if (allocation.allocation == Allocation::kGlobal && !given("scope")) sparsity.scope = Scope::kTensor;
   };
   info.make_survey = [by = std::move(by)](const PassOptions& entry, const model::Model&) {
     return survey_of(allocation_of(entry), by);

@@ -19,7 +19,7 @@ enum class Allocation {
 struct AllocationOptions {
   Allocation allocation = Allocation::kUniform;
   double min_sparsity = 0;
-  double max_sparsity = 0.95;
+  double max_sparsity = 1;
   double owl_spread = 0.08;
   double owl_outlier = 5;
   Sensitivity sensitivity = Sensitivity::kModelLoss;
@@ -46,8 +46,8 @@ struct PrunedBy {
 };
 
 /// Lets a method whose settings have the parts Sparsity and AllocationOptions share out its zeros: the survey
-/// that does, null for a uniform allocation; scope tensor where one threshold for all decides and a job does
-/// not say; and the settings that hold for a whole pass.
+/// that does, null for a uniform allocation; what a job leaves open (scope tensor for one threshold over all,
+/// most sparsity); and the settings that hold for a whole pass.
 void add_allocation(MethodInfo& info, PrunedBy by);
 
 /// `plan_sparse` of the share that all operators lose on the whole; throws InvalidArgument for settings that
