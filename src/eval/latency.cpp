@@ -105,7 +105,7 @@ TimingOptions timing_of(TimingOptions options, int threads) {
   return options;
 }
 
-void check_cancelled(Observer& observer) {
+void stop_if_asked(Observer& observer) {
   if (observer.cancelled()) throw Interrupted("latency", "the measurement was asked to stop");
 }
 
@@ -241,7 +241,7 @@ std::vector<Latency> operator_latencies(const model::Model& model, const model::
     Kind mine(model, op, false, options, pool);
     Kind dense(rival == nullptr ? model : *rival, op, true, options, pool);
     for (Latency& sum : sums) {
-      check_cancelled(observer);
+      stop_if_asked(observer);
       mine.take(sum.tokens);
       dense.take(sum.tokens);
       const auto timings = time_in_turn({[&] { mine.multiply(); }, [&] { dense.multiply(); }}, timing);
@@ -277,7 +277,7 @@ Latency block_latency(const model::Model& model, const model::Model* rival, int6
   const at::Tensor dense_x = random_matrix(tokens, dense.architecture().hidden_size);
   const int64_t blocks = std::max(model.size(), dense.size());
   for (int64_t i = 0; i < blocks; ++i) {
-    check_cancelled(observer);
+    stop_if_asked(observer);
     observer.progress({"timing blocks", i, blocks, fmt::format("block {}", i)});
     std::vector<std::function<void()>> calls;
     std::vector<std::pair<Timing*, int64_t*>> sums;
