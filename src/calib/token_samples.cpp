@@ -89,7 +89,8 @@ void pack_documents(const std::vector<Ids>& documents, const std::vector<int64_t
 }
 
 /// A sample for each document, of its first tokens, in their order: as many as there are lengths.
-void keep_documents(const std::vector<Ids>& documents, const std::vector<int64_t>& lengths, TokenSamples& out) {
+void keep_documents(const std::vector<Ids>& documents, const std::vector<int64_t>& lengths,
+                    TokenSamples& out) {
   constexpr size_t kLeast = 2;  // a token and one to predict
   for (const Ids& document : documents) {
     if (out.sequences.size() == lengths.size()) return;
@@ -176,9 +177,10 @@ TokenSamples make_samples(const std::vector<Ids>& documents, const SampleOptions
     pack_documents(documents, lengths, options.length - options.special.count(), out);
   } else if (options.short_samples == ShortSamples::kKeep) {
     if (options.starts != 0) {
-      throw InvalidArgument("calibration", fmt::format("starts must be 0 where every document is a sample (short = "
-                                                       "\"keep\"); it is {}",
-                                                       options.starts));
+      throw InvalidArgument("calibration",
+                            fmt::format("starts must be 0 where every document is a sample (short = "
+                                        "\"keep\"); it is {}",
+                                        options.starts));
     }
     keep_documents(documents, lengths, out);
   } else {

@@ -293,7 +293,9 @@ void CalibrationOptions::visit(FieldVisitor& v) {
           "one start "
           "per sample.");
   v.field("short", short_samples,
-          "Samples with fewer tokens: pack joins them, drop leaves them out, error ends the run.");
+          "Samples with fewer tokens: pack joins them, drop leaves them out, error ends the run, keep takes "
+          "each by "
+          "itself (sentences, for encoders).");
   v.field("cache", cache, "Where hidden states are kept between blocks; auto decides by max_memory.");
 }
 
