@@ -128,14 +128,14 @@ TEST_CASE("one kind of unit alone, and blocks alone", "[pipeline][structured]") 
   for (const auto& w : widths("mlp", "fisher_mask", {{"targets", {"mlp.*"}}, {"ratio", 0.3}}))
     CHECK(w.kv_heads == 2);
   for (const auto& w : widths("heads", "llm_pruner", {{"targets", {"self_attn.*"}}, {"ratio", 0.5}}))
-    CHECK(w == model::BlockWidths{3, 1, 512});
+    CHECK((w == model::BlockWidths{3, 1, 512}));
   const auto one =
       widths("one", "llm_pruner", {{"targets", {"layers.2.*"}}, {"ratio", 0.5}, {"selection", "global"}});
-  CHECK(one[1] == model::BlockWidths{6, 2, 512});
-  CHECK(one[2] != one[1]);
+  CHECK((one[1] == model::BlockWidths{6, 2, 512}));
+  CHECK((one[2] != one[1]));
   // A share of 0.4 has no room for one of two groups of heads.
   for (const auto& w : widths("few", "llm_pruner", {{"ratio", 0.4}}))
-    CHECK(w == model::BlockWidths{6, 2, 304});
+    CHECK((w == model::BlockWidths{6, 2, 304}));
 }
 
 TEST_CASE("a refit loses less of the outputs than factors", "[pipeline][structured]") {
@@ -199,11 +199,11 @@ TEST_CASE("protected blocks keep their units", "[pipeline][structured]") {
   const auto model = model::Model::open(test::bundled_model());
   const auto& dense = model.architecture();
   const auto widths = model::Model::open(dir / "out").architecture().widths;
-  CHECK(widths[0] == dense.block_widths(0));
+  CHECK((widths[0] == dense.block_widths(0)));
   CHECK(widths[1].kv_heads == 1);
   CHECK(widths[1].intermediate == dense.intermediate_size / 2);
-  CHECK(widths[2] == dense.block_widths(2));
-  CHECK(widths[3] == dense.block_widths(3));
+  CHECK((widths[2] == dense.block_widths(2)));
+  CHECK((widths[3] == dense.block_widths(3)));
 }
 
 TEST_CASE("the bytes of structured pruning do not depend on threads, the cache or a kill",
@@ -296,7 +296,7 @@ TEST_CASE("an export is dense, padded to one width, and computes the same",
   CHECK(result.decoded == 28);
   CHECK(result.padded > 0);
   CHECK(is_uniform(even));
-  CHECK(even.architecture().widths[0] == uneven.architecture().widest());
+  CHECK((even.architecture().widths[0] == uneven.architecture().widest()));
   const Json config = test::read_json(dir / "out" / "config.json");
   CHECK_FALSE(config.contains("lcomp"));
   CHECK_FALSE(config.contains("quantization_config"));
@@ -319,9 +319,9 @@ TEST_CASE("a latency table decides the widths, and its contents are part of the 
     test::run(shrink_job(dir / name, "fisher_mask", settings));
     return model::Model::open(dir / name).architecture().widths;
   };
-  const auto sum = [](const std::vector<model::BlockWidths>& widths, auto member) {
+  const auto sum = [](const std::vector<model::BlockWidths>& blocks, auto member) {
     int64_t total = 0;
-    for (const auto& w : widths) total += w.*member;
+    for (const auto& w : blocks) total += w.*member;
     return total;
   };
   table(0.001, 1);
@@ -343,7 +343,7 @@ TEST_CASE("a latency table decides the widths, and its contents are part of the 
   REQUIRE(test::run_in_child(job, watcher.signs * 3 / 4).killed);
   table(0.001, 1);
   test::run(job);
-  CHECK(model::Model::open(dir / "killed").architecture().widths == dear_mlp);
+  CHECK((model::Model::open(dir / "killed").architecture().widths == dear_mlp));
   table(1, 1);
   const auto uniform = widths("uniform", {{"uniform", true}});
   CHECK(std::all_of(uniform.begin(), uniform.end(), [&](const auto& w) { return w == uniform[0]; }));
