@@ -24,6 +24,7 @@ BlockRecord sample() {
   record.changed["model.layers.3.input_layernorm.weight"] = "def";
   record.groups[op.name].scheme = {
       .bits = 3, .symmetric = false, .granularity = quant::Granularity::kChannel};
+  record.widths = {4, 2, 96};
   record.samples_hash = "def";
   record.reference_hash = "ghi";
   return record;
@@ -38,6 +39,7 @@ TEST_CASE("the record of a block comes back from the journal as it was", "[pipel
   REQUIRE((back.operators == record.operators));
   REQUIRE(back.decoded == record.decoded);
   REQUIRE(back.changed == record.changed);
+  REQUIRE(back.widths == record.widths);
   REQUIRE(back.samples_hash == record.samples_hash);
   REQUIRE(back.reference_hash == record.reference_hash);
   REQUIRE(back.groups.size() == 1);

@@ -38,6 +38,7 @@ RunReport full_report() {
   report.calibration->short_dropped = 9;
   report.evaluation.front().kl_mean = 1e-9;
   report.evaluation.front().top1_agreement = 1.0;
+  report.totals.parameters_after = 5;
   report.evaluation.front().embedding_cosine = 0.5;
   report.evaluation.front().embedding_cosine_min = 0.25;
   report.evaluation.front().rank_correlation = 0.75;
