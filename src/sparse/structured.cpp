@@ -187,7 +187,7 @@ UnitCounts search_measured_units(const UnitScores& scores, const MeasuredCosts& 
   if (!(budget > 0)) throw_budget(0, budget);
   std::vector<std::vector<AllocationOption>> items;
   std::vector<std::vector<int64_t>> counts;
-  constexpr double kParts = 1e6;  // of the budget
+  constexpr double kParts = 1e9;  // of the budget
   double least = 0;
   const auto add = [&](const std::vector<double>& sorted, const std::vector<double>& cost, int64_t step) {
     const auto units = static_cast<int64_t>(sorted.size());
@@ -209,10 +209,10 @@ UnitCounts search_measured_units(const UnitScores& scores, const MeasuredCosts& 
     add(attention[b], costs.attention, 1);
     add(channels[b], costs.channels, channel_step);
   }
-  int64_t least_parts = 0;
-  for (const auto& options : items) least_parts += options.front().cost;
-  if (!(least <= budget) || least_parts > static_cast<int64_t>(kParts)) throw_budget(least, budget);
-  const std::vector<size_t> chosen = allocate(items, static_cast<int64_t>(kParts));
+  if (!(least <= budget)) throw_budget(least, budget);
+  // Every cost was rounded up.
+  const auto parts = static_cast<int64_t>(kParts) + static_cast<int64_t>(items.size());
+  const std::vector<size_t> chosen = allocate(items, parts);
   UnitCounts result;
   for (size_t b = 0; b < attention.size(); ++b) {
     result.attention.push_back(counts[2 * b][chosen[2 * b]]);

@@ -60,7 +60,7 @@ struct MeasuredCosts {
 MeasuredCosts as_measured(const UnitCosts& costs, int64_t most_attention, int64_t most_channels);
 
 /// The numbers of units with the largest sum of scores under a budget of measured costs, exactly but for
-/// their rounding to a millionth of the budget (core/allocation.h). Kwon et al. (section 4.1) fit two
+/// their rounding to a billionth of the budget (core/allocation.h). Kwon et al. (section 4.1) fit two
 /// straight lines to such a table first, which this needs not. channel_step: as in UnitCosts; every block
 /// keeps at least one unit of each kind. Throws InvalidArgument as `search_units`, and when the costs are not
 /// those of as many units as the largest block has.

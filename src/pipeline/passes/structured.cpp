@@ -393,6 +393,12 @@ class FisherMaskSurvey final : public UnitSurvey {
     if (!stats.unit_gradients.defined()) return numbers;
     const std::string& closing = block.ops()[block.groups()[group].operators.front()].info.name;
     if (context.settings(closing) == nullptr) return numbers;
+    if (stats.unit_gradients.size(0) < 2 * options_.gradient_batch) {
+      throw InvalidArgument(
+          "fisher_mask", fmt::format("gradient_batch must leave at least two batches of the {} calibration "
+                                     "samples; it is {}",
+                                     stats.unit_gradients.size(0), options_.gradient_batch));
+    }
     const at::Tensor fisher =
         batched(stats.unit_gradients, options_.gradient_batch).square().sum(0).contiguous();
     numbers[closing].assign(fisher.data_ptr<double>(), fisher.data_ptr<double>() + fisher.numel());

@@ -120,7 +120,7 @@ TEST_CASE("every error of a job is listed, each with pointer and nearest name", 
                    "evaluate": { "stride": 4096 } })") ==
       "[job.json: /max_memory] must be a size such as 4000000000, \"4GB\" or \"512MiB\"; got \"lots\"\n"
       "[job.json: /compute] must be one of auto, f32, bf16; got \"fp16\"\n"
-      "[job.json: /calibration/short] must be one of pack, drop, error; got \"pakc\" (did you mean "
+      "[job.json: /calibration/short] must be one of pack, drop, error, keep; got \"pakc\" (did you mean "
       "\"pack\"?)\n"
       "[job.json: /calibration/lenght] every key must be known; \"lenght\" is not (did you mean "
       "\"length\"?)\n"
@@ -276,7 +276,7 @@ TEST_CASE("the table of methods refuses a taken name and names the nearest of an
 
 TEST_CASE("the tables of the docs have every key of a job and of each method", "[pipeline][job]") {
   const std::string tables = job_tables(test::toy_methods());
-  CHECK_THAT(tables, Catch::Contains("| `calibration.short` | pack, drop, error | `pack` |"));
+  CHECK_THAT(tables, Catch::Contains("| `calibration.short` | pack, drop, error, keep | `pack` |"));
   CHECK_THAT(tables, Catch::Contains("| `evaluate.window` | integer from 2 to 1073741824 | `2048` |"));
   CHECK_THAT(tables, Catch::Contains("### gptq\n\nRounds and compensates.\n\n| key |"));
   CHECK_THAT(tables, Catch::Contains("| `damping` | number from 0 to 1 | `0.01` |"));
