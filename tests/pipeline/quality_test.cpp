@@ -1,4 +1,6 @@
 // What the methods are worth, on the bundled model.
+#include <fstream>
+
 #include "lcomp/eval/evaluate.h"
 #include "lcomp/model/model.h"
 #include "pipeline/job_runs.h"
@@ -129,4 +131,73 @@ TEST_CASE("sparsity allocated by estimated losses diverges less than uniform", "
     CHECK(*chosen.evaluation.at(1).perplexity < *even.evaluation.at(1).perplexity);
     CHECK(chosen.totals.bytes_after < 1.005 * even.totals.bytes_after);
   }
+}
+
+TEST_CASE("deleting a fifth of the weights by gradients costs far less than by magnitude, a refit pays",
+          "[pipeline][quality][slow]") {
+  const test::TempDir dir;
+  const auto scores = [&](const char* name, const Json& pass) {
+    const auto report = scored_run(dir / name, Json::array({pass}));
+    const auto before = report.totals.parameters, after = *report.totals.parameters_after;
+    REQUIRE(static_cast<double>(after) < 0.86 * static_cast<double>(before));
+    return report.evaluation.at(1);
+  };
+  const auto fisher = scores("fisher", {{"method", "fisher_mask"}, {"ratio", 0.2}});
+  const auto scaled = scores("scaled", {{"method", "fisher_mask"}, {"ratio", 0.2}, {"compensate", "scales"}});
+  const auto bare = scores("bare", {{"method", "fisher_mask"}, {"ratio", 0.2}, {"compensate", "none"}});
+  const auto taylor = scores("taylor", {{"method", "llm_pruner"}, {"ratio", 0.2}, {"selection", "global"}});
+  const auto by_size = scores("size", {{"method", "llm_pruner"},
+                                       {"ratio", 0.2},
+                                       {"selection", "global"},
+                                       {"importance", "l2"},
+                                       {"compensate", "none"}});
+  CAPTURE(*fisher.kl_mean, *scaled.kl_mean, *bare.kl_mean, *taylor.kl_mean, *by_size.kl_mean);
+  CHECK(*fisher.kl_mean < 0.95 * *scaled.kl_mean);
+  CHECK(*scaled.kl_mean < *bare.kl_mean);
+  CHECK(*bare.kl_mean < 0.4 * *by_size.kl_mean);
+  CHECK(*taylor.kl_mean < 0.3 * *by_size.kl_mean);
+}
+
+TEST_CASE("a sentence encoder with half of its operations keeps more of its order than by magnitude",
+          "[pipeline][quality][slow]") {
+  const auto model = test::shared_data("models/minilm-l6");
+  if (!model) {
+    WARN("skipped: models/minilm-l6 is not in LCOMP_TEST_DATA");
+    return;
+  }
+  const test::TempDir dir;
+  std::ifstream sentences(*model / "sentences.txt");
+  std::string line, calibration, evaluation;
+  for (int i = 0; std::getline(sentences, line); ++i) {
+    if (i % 2 == 0) {
+      calibration += Json{{"text", line}}.dump() + "\n";
+    } else {
+      evaluation += line + "\n";
+    }
+  }
+  test::write_text(dir / "calibration.jsonl", calibration);
+  test::write_text(dir / "sentences.txt", evaluation);
+  const auto scores = [&](const char* name, const Json& pass) {
+    const Json job = {{"model", model->string()},
+                      {"output", (dir / name).string()},
+                      {"calibration",
+                       {{"text", (dir / "calibration.jsonl").string()},
+                        {"samples", 300},
+                        {"length", 128},
+                        {"short", "keep"}}},
+                      {"passes", Json::array({pass})},
+                      {"evaluate", {{"text", (dir / "sentences.txt").string()}, {"reference", true}}}};
+    return test::run(job).evaluation.back();
+  };
+  const auto fisher = scores("fisher", {{"method", "fisher_mask"},
+                                        {"ratio", 0.5},
+                                        {"budget", "macs"},
+                                        {"tokens", 32},
+                                        {"compensate", "scales"}});
+  const auto by_size = scores(
+      "size", {{"method", "llm_pruner"}, {"ratio", 0.5}, {"importance", "l2"}, {"compensate", "none"}});
+  CAPTURE(*fisher.embedding_cosine, *fisher.rank_correlation, *by_size.embedding_cosine,
+          *by_size.rank_correlation);
+  CHECK(*fisher.embedding_cosine > *by_size.embedding_cosine + 0.1);
+  CHECK(*fisher.rank_correlation > *by_size.rank_correlation);
 }
