@@ -86,6 +86,14 @@ sparsegpt 70 %, owl|{"method":"sparsegpt","sparsity":0.7,"allocation":"owl"}
 sparsegpt 70 %, budget|{"method":"sparsegpt","sparsity":0.7,"allocation":"budget"}
 sparsegpt 50 % and 4 bits, one sweep|{"method":"sparsegpt","quantize":true,"bits":4,$g}
 sparsegpt 50 %, then gptq 4 bits|{"method":"sparsegpt"},{"method":"gptq","bits":4,$g}
+fisher_mask 20 %|{"method":"fisher_mask","ratio":0.2}
+fisher_mask 20 %, scales|{"method":"fisher_mask","ratio":0.2,"compensate":"scales"}
+fisher_mask 20 %, none|{"method":"fisher_mask","ratio":0.2,"compensate":"none"}
+fisher_mask 20 %, uniform|{"method":"fisher_mask","ratio":0.2,"uniform":true}
+llm_pruner 20 %, global|{"method":"llm_pruner","ratio":0.2,"selection":"global"}
+llm_pruner 20 %, global, none|{"method":"llm_pruner","ratio":0.2,"selection":"global","compensate":"none"}
+l2 20 %, global|{"method":"llm_pruner","ratio":0.2,"selection":"global","importance":"l2"}
+l2 20 %, global, none|{"method":"llm_pruner","ratio":0.2,"selection":"global","importance":"l2","compensate":"none"}
 END
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 std::vector<int64_t> lengths_of(const std::vector<std::vector<int64_t>>& sequences) {
   std::vector<int64_t> lengths;
+  lengths.reserve(sequences.size());
   for (const auto& ids : sequences) lengths.push_back(static_cast<int64_t>(ids.size()));
   return lengths;
 }

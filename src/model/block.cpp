@@ -95,18 +95,22 @@ void Block::keep_units(const DependencyGroup& units, const std::vector<int64_t>&
                                       "received {}",
                                       units.name, units.units, kept));
   }
+  const auto size_of = [&](const UnitSlice& slice) -> int64_t& {
+    OperatorInfo& info = ops_.at(slice.op).info;
+    return slice.rows ? info.out_features : info.in_features;
+  };
   for (const UnitSlice& slice : units.slices) {
-    LinearOp& op = ops_.at(slice.op);
-    int64_t& size = slice.rows ? op.info.out_features : op.info.in_features;
-    if (size != units.units * slice.per_unit) {
-      throw InvalidArgument("Block::keep_units",
-                            fmt::format("'{}' must have {} units of {} in '{}'; it has {} in all", units.name,
-                                        units.units, slice.per_unit, op.info.name, size));
-    }
+    if (size_of(slice) == units.units * slice.per_unit) continue;
+    throw InvalidArgument("Block::keep_units",
+                          fmt::format("'{}' must have {} units of {} in '{}'; it has {} in all", units.name,
+                                      units.units, slice.per_unit, ops_[slice.op].info.name, size_of(slice)));
+  }
+  for (const UnitSlice& slice : units.slices) {
+    LinearOp& op = ops_[slice.op];
     const at::Tensor first = at::tensor(kept, at::kLong).unsqueeze(1) * slice.per_unit;
     const at::Tensor places = (first + at::arange(slice.per_unit, at::kLong)).flatten();
     op.weight = std::make_shared<DenseWeight>(op.weight->dense().index_select(slice.rows ? 0 : 1, places));
-    size = places.numel();
+    size_of(slice) = places.numel();
     replaced_[slice.op] = true;
     if (slice.rows && op.bias.defined()) {
       op.bias = op.bias.index_select(0, places);

@@ -150,6 +150,7 @@ class OwlSurvey final : public SparsitySurvey {
     std::map<int64_t, double> shift_of;
     for (const auto& [block, of_block] : scores) shift_of[block] = shifts[shift_of.size()];
     std::vector<double> wanted;
+    wanted.reserve(pruned.size());
     for (const Pruned& p : pruned) wanted.push_back(p.sparsity().sparsity + shift_of[p.op->block]);
     return within_bounds(wanted, pruned);
   }

@@ -262,6 +262,7 @@ class UnitSurvey : public Survey {
   sparse::UnitCosts costs(int64_t tokens) const {
     sparse::UnitCosts costs{.channel_step = shrink_.channel_step};
     const model::BlockWidths& widths = architecture_.block_widths(0);
+    const int64_t queries = widths.heads / widths.kv_heads * architecture_.head_dim;
     for (const DependencyGroup& units : architecture_.dependency_groups(0)) {
       double cost = unit_parameters(units, architecture_.operators(0));
       if (tokens > 0) {
@@ -269,8 +270,7 @@ class UnitSurvey : public Survey {
         cost *= length;
         // Scores and context of each query head (Kwon et al. count them without the causal mask).
         if (units.kind == UnitKind::kAttention) {
-          cost += 2.0 * length * length *
-                  static_cast<double>(widths.heads / widths.kv_heads * architecture_.head_dim);
+          cost += 2.0 * length * length * static_cast<double>(queries);
         }
       }
       (units.kind == UnitKind::kAttention ? costs.attention : costs.channel) = cost;
