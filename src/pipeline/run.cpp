@@ -278,7 +278,7 @@ void Run::count_compressed(const model::Model& written) {
   for (const OperatorPlan& op : plan_.operators) {
     if (op.methods.empty()) continue;
     const auto found = bytes.find(op.name);
-    stored += static_cast<double>(found != bytes.end() ? found->second : op.bytes_after);
+    stored += static_cast<double>(found != bytes.end() ? found->second : op.bytes_before);
     weights += static_cast<double>(sizes.at(op.name));
   }
   report_.totals.compressed_parameters = static_cast<int64_t>(weights);

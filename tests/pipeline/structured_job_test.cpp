@@ -81,7 +81,11 @@ TEST_CASE("units are deleted, and the narrower model is written, verified and re
       CHECK_FALSE(config.contains("lcomp"));
       CHECK(config.at("intermediate_size") == model.architecture().block_widths(0).intermediate);
     }
-    for (const auto& row : report.operators) CHECK_FALSE(row.fell_back);
+    for (const auto& row : report.operators) {
+      CHECK_FALSE(row.fell_back);
+      CHECK(*row.weight_error > 0);
+    }
+    CHECK(*report.totals.operator_bits_per_weight == Approx(16));
   }
 }
 

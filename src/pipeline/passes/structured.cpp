@@ -33,12 +33,18 @@ void fall_back(const std::string& reason, const PassContext& context, OperatorRo
   row.fallback = "columns as they were: " + reason;
 }
 
+/// Rows or columns of the units `kept`.
+std::vector<int64_t> places_of(const std::vector<int64_t>& kept, int64_t per_unit) {
+  std::vector<int64_t> places;
+  for (const int64_t unit : kept) {
+    for (int64_t i = 0; i < per_unit; ++i) places.push_back(unit * per_unit + i);
+  }
+  return places;
+}
+
 Narrowed narrowed(const at::Tensor& weight, const std::vector<int64_t>& kept, int64_t per_unit,
                   const calib::InputStats& stats, const ShrinkOptions& options, PassContext& context) {
-  std::vector<int64_t> columns;
-  for (const int64_t unit : kept) {
-    for (int64_t i = 0; i < per_unit; ++i) columns.push_back(unit * per_unit + i);
-  }
+  const std::vector<int64_t> columns = places_of(kept, per_unit);
   Narrowed result;
   result.weight = weight.index_select(1, at::tensor(columns, at::kLong));
   if (options.compensate == Compensation::kNone) return result;
@@ -121,9 +127,18 @@ class UnitPass final : public Pass {
     block.replace(closing.op, std::make_shared<DenseWeight>(fitted.weight.to(at::kFloat)));
     for (const model::UnitSlice& slice : units.slices) {
       const bool is_closing = slice.op == closing.op;
-      context.rows.push_back(row_of(before[slice.op], block, slice,
-                                    is_closing ? std::move(fitted.row) : OperatorRow(), context));
-      context.rows.back().tokens = stats.tokens;
+      OperatorRow row =
+          row_of(before[slice.op], block, slice, is_closing ? std::move(fitted.row) : OperatorRow(), context);
+      const at::Tensor original = before[slice.op].weight->dense();
+      const at::Tensor places = at::tensor(places_of(kept, slice.per_unit), at::kLong);
+      const at::Tensor masked =
+          at::zeros(original.sizes(), at::kFloat)
+              .index_copy_(slice.rows ? 0 : 1, places, block.ops()[slice.op].weight->dense().to(at::kFloat));
+      const WeightError error = weight_error(original, masked, {}, &context.pool);
+      row.weight_error = error.relative;
+      row.max_abs_error = error.largest;
+      row.tokens = stats.tokens;
+      context.rows.push_back(std::move(row));
     }
     context.rows.back().seconds = watch.seconds();
   }
