@@ -20,7 +20,7 @@ touch "$output/rows.md"
 
 # name | passes
 list() {
-  local g='"group_size":64' b
+  local g='"group_size":64' b s
   for b in 4 3; do
     cat <<END
 rtn W$b g64|{"method":"rtn","bits":$b,$g}
@@ -68,22 +68,22 @@ wrp 2:4|{"method":"wrp"}
 wrp 2:4, refit|{"method":"wrp","refit":true}
 sparsegpt 2:4|{"method":"sparsegpt","pattern":"2:4"}
 sparsegpt 2:4, refit|{"method":"sparsegpt","pattern":"2:4","refit":true}
-magnitude 50 %, global|{"method":"magnitude","sparsity":0.5,"allocation":"global"}
-obd 50 %, global|{"method":"obd","sparsity":0.5,"allocation":"global"}
-wanda 50 %, owl|{"method":"wanda","sparsity":0.5,"allocation":"owl"}
-wanda 50 %, budget|{"method":"wanda","sparsity":0.5,"allocation":"budget"}
-sparsegpt 50 %, owl|{"method":"sparsegpt","sparsity":0.5,"allocation":"owl"}
-sparsegpt 50 %, budget|{"method":"sparsegpt","sparsity":0.5,"allocation":"budget"}
 magnitude 70 %|{"method":"magnitude","sparsity":0.7}
 obd 70 %|{"method":"obd","sparsity":0.7}
 wanda 70 %|{"method":"wanda","sparsity":0.7}
 sparsegpt 70 %|{"method":"sparsegpt","sparsity":0.7}
-magnitude 70 %, global|{"method":"magnitude","sparsity":0.7,"allocation":"global"}
-obd 70 %, global|{"method":"obd","sparsity":0.7,"allocation":"global"}
-wanda 70 %, owl|{"method":"wanda","sparsity":0.7,"allocation":"owl"}
-wanda 70 %, budget|{"method":"wanda","sparsity":0.7,"allocation":"budget"}
-sparsegpt 70 %, owl|{"method":"sparsegpt","sparsity":0.7,"allocation":"owl"}
-sparsegpt 70 %, budget|{"method":"sparsegpt","sparsity":0.7,"allocation":"budget"}
+END
+  for s in 5 7; do
+    cat <<END
+magnitude ${s}0 %, global|{"method":"magnitude","sparsity":0.$s,"allocation":"global"}
+obd ${s}0 %, global|{"method":"obd","sparsity":0.$s,"allocation":"global"}
+wanda ${s}0 %, owl|{"method":"wanda","sparsity":0.$s,"allocation":"owl"}
+wanda ${s}0 %, budget|{"method":"wanda","sparsity":0.$s,"allocation":"budget"}
+sparsegpt ${s}0 %, owl|{"method":"sparsegpt","sparsity":0.$s,"allocation":"owl"}
+sparsegpt ${s}0 %, budget|{"method":"sparsegpt","sparsity":0.$s,"allocation":"budget"}
+END
+  done
+  cat <<END
 sparsegpt 50 % and 4 bits, one sweep|{"method":"sparsegpt","quantize":true,"bits":4,$g}
 sparsegpt 50 %, then gptq 4 bits|{"method":"sparsegpt"},{"method":"gptq","bits":4,$g}
 fisher_mask 20 %|{"method":"fisher_mask","ratio":0.2}

@@ -75,13 +75,12 @@ void Run::survey() {
   const auto done = static_cast<int64_t>(records.size());
   if (done < model_.size()) {
     if (survey_needs().gradients()) make_gradients(done);
-    const bool streams = survey_needs().any();
-    if (!streams) {
-      samples_.runner.reset();
-    } else if (done == 0) {
-      start_samples();
-    } else if (!restore_survey(done - 1, records.back().samples_hash)) {
-      records.clear();
+    if (survey_needs().any()) {
+      if (done == 0) {
+        start_samples();
+      } else if (!restore_survey(done - 1, records.back().samples_hash)) {
+        records.clear();
+      }
     }
     for (auto i = static_cast<int64_t>(records.size()); i < model_.size(); ++i) {
       check_cancelled();

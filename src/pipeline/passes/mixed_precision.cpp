@@ -159,7 +159,7 @@ class WidthSurvey final : public Survey {
       const int64_t bits = shared_widths(items[k], operators, settings)[chosen[k]];
       for (const size_t i : items[k].operators) {
         auto copy = settings[i]->clone();
-        dynamic_cast<Options&>(*copy).get<quant::QuantScheme>().bits = bits;
+        copy->part<quant::QuantScheme>().bits = bits;
         decided[i] = std::move(copy);
         ++counts[bits];
       }

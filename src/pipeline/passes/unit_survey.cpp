@@ -19,9 +19,12 @@ using model::UnitKind;
 /// Importance of the units of one dependency group, summed over what each operator says of them.
 struct RankedGroup {
   int64_t block = 0;
+  size_t first = 0;  ///< position of the block's first operator in the list of all
   DependencyGroup units;
-  size_t closing = 0;  ///< position of the closing operator in the list of all
   std::vector<double> scores;
+
+  /// Position of the closing operator in the list of all.
+  size_t closing() const { return first + units.closing().op; }
 };
 
 /// Weights that belong to one unit.
@@ -80,29 +83,27 @@ class UnitSurvey : public Survey {
   OperatorSettings decide(const SurveyNumbers& numbers, const std::vector<OperatorPlan>& operators,
                           const OperatorSettings& settings, std::string& decision) const override {
     std::vector<RankedGroup> groups = groups_of(operators, settings);
-    const auto per_block = operators.size() / static_cast<size_t>(architecture_.layers);
     for (RankedGroup& group : groups) {
       std::vector<std::vector<double>> slices;
       for (const model::UnitSlice& slice : group.units.slices) {
-        const auto found =
-            numbers.find(operators[static_cast<size_t>(group.block) * per_block + slice.op].name);
+        const auto found = numbers.find(operators[group.first + slice.op].name);
         if (found != numbers.end()) slices.push_back(found->second);
       }
       group.scores = fuse(slices);
       for (const double score : group.scores) {
         if (std::isfinite(score)) continue;
         throw NumericalError(method_, fmt::format("importances of units must be finite; one of '{}' is not",
-                                                  operators[group.closing].name));
+                                                  operators[group.closing()].name));
       }
     }
     const std::vector<int64_t> counts = choose(groups);
     OperatorSettings decided = settings;
     for (size_t g = 0; g < groups.size(); ++g) {
       const RankedGroup& group = groups[g];
-      auto copy = settings[group.closing]->clone();
-      chosen_of(*copy).kept =
+      auto copy = settings[group.closing()]->clone();
+      copy->part<ChosenUnits>().kept =
           complement(sparse::lowest_units(group.scores, group.units.units - counts[g]), group.units.units);
-      decided[group.closing] = std::move(copy);
+      decided[group.closing()] = std::move(copy);
     }
     decision = describe(groups, counts);
     return decided;
@@ -112,7 +113,6 @@ class UnitSurvey : public Survey {
   virtual std::vector<double> fuse(const std::vector<std::vector<double>>& slices) const = 0;
   /// How many units each group keeps.
   virtual std::vector<int64_t> choose(const std::vector<RankedGroup>& groups) const = 0;
-  virtual ChosenUnits& chosen_of(PassOptions& settings) const = 0;
   virtual bool is_protected(int64_t /*block*/) const { return false; }
   /// What else of the groups' numbers cannot be.
   virtual void check_more(const std::vector<RankedGroup>& /*groups*/) const {}
@@ -212,8 +212,7 @@ class UnitSurvey : public Survey {
                           "or not at all; '{}' is given and '{}' is not",
                           units.name, given.front(), missing.front()));
         }
-        const size_t closing = first + units.closing().op;
-        groups.push_back({block, std::move(units), closing, {}});
+        groups.push_back({block, first, std::move(units), {}});
       }
     }
     return groups;
@@ -318,10 +317,6 @@ class FisherMaskSurvey final : public UnitSurvey {
         "fisher_mask",
         "uniform must be false unless all operators of all blocks are given, and the blocks have "
         "one width now; it is true");
-  }
-
-  ChosenUnits& chosen_of(PassOptions& settings) const override {
-    return dynamic_cast<FisherMaskSettings&>(settings).get<ChosenUnits>();
   }
 
  private:
@@ -437,10 +432,6 @@ class PrunerSurvey final : public UnitSurvey {
       counts.push_back(kept);
     }
     return counts;
-  }
-
-  ChosenUnits& chosen_of(PassOptions& settings) const override {
-    return dynamic_cast<PrunerSettings&>(settings).get<ChosenUnits>();
   }
 
   bool is_protected(int64_t block) const override {
