@@ -38,6 +38,24 @@ at::Tensor SumWeight::apply(const at::Tensor& x) const {
   return sum;
 }
 
+at::Tensor SumWeight::rows(const at::Tensor& ids) const {
+  at::Tensor sum = parts_.front()->rows(ids);
+  for (size_t i = 1; i < parts_.size(); ++i) sum = sum + parts_[i]->rows(ids);
+  return sum;
+}
+
+int64_t SumWeight::parameters() const {
+  int64_t sum = 0;
+  for (const WeightPtr& part : parts_) sum += part->parameters();
+  return sum;
+}
+
+int64_t SumWeight::macs_per_token() const {
+  int64_t sum = 0;
+  for (const WeightPtr& part : parts_) sum += part->macs_per_token();
+  return sum;
+}
+
 int64_t SumWeight::bytes() const {
   int64_t sum = kCountBytes;
   for (const WeightPtr& part : parts_) sum += part->bytes();

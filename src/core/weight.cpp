@@ -12,6 +12,10 @@ at::Tensor Weight::apply(const at::Tensor& x) const {
   return at::matmul(x, dense().t());
 }
 
+at::Tensor Weight::rows(const at::Tensor& ids) const {
+  return dense().index_select(0, ids);
+}
+
 DenseWeight::DenseWeight(at::Tensor weight) : weight_(std::move(weight)) {
   if (weight_.dim() != 2 || !weight_.is_floating_point()) {
     throw InvalidArgument(
@@ -29,6 +33,9 @@ int64_t DenseWeight::in_features() const {
 }
 at::Tensor DenseWeight::dense() const {
   return weight_.to(at::kFloat);
+}
+at::Tensor DenseWeight::rows(const at::Tensor& ids) const {
+  return weight_.index_select(0, ids).to(at::kFloat);
 }
 int64_t DenseWeight::bytes() const {
   return weight_.numel() * weight_.element_size();

@@ -17,6 +17,9 @@ class SumWeight final : public Weight {
   int64_t in_features() const override { return parts_.front()->in_features(); }
   at::Tensor dense() const override;
   at::Tensor apply(const at::Tensor& x) const override;
+  at::Tensor rows(const at::Tensor& ids) const override;
+  int64_t parameters() const override;
+  int64_t macs_per_token() const override;
   int64_t bytes() const override;
   std::string describe() const override;
   void save(TensorSink& sink, const std::string& name) const override;

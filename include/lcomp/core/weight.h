@@ -34,6 +34,16 @@ class Weight {
   /// x `[tokens, in]` -> x W^T `[tokens, out]`, float32. The default multiplies by `dense()`.
   virtual at::Tensor apply(const at::Tensor& x) const;
 
+  /// Rows of the matrix, float32 `[count, in]`; ids: int64 `[count]` in [0, out). What an embedding looks up;
+  /// kinds that can do it without the whole matrix override it.
+  virtual at::Tensor rows(const at::Tensor& ids) const;
+
+  /// Numbers that it is made of: the elements of the matrix (zeros count), or of the factors.
+  virtual int64_t parameters() const { return out_features() * in_features(); }
+  /// Multiply-adds of `apply` for a token. Where they are fewer than those of the matrix, models run `apply`
+  /// instead of laying out the matrix.
+  virtual int64_t macs_per_token() const { return out_features() * in_features(); }
+
   /// Whether `apply` rounds x first, so that it is another function than the product by `dense()`. Whoever
   /// runs the model must then call it, with the tokens of one sequence at a time: ranges may depend on them.
   virtual bool quantizes_input() const { return false; }
@@ -60,6 +70,7 @@ class DenseWeight final : public Weight {
   int64_t out_features() const override;
   int64_t in_features() const override;
   at::Tensor dense() const override;
+  at::Tensor rows(const at::Tensor& ids) const override;
   int64_t bytes() const override;
   std::string describe() const override;
   void save(TensorSink& sink, const std::string& name) const override;
