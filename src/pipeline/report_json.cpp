@@ -94,6 +94,8 @@ void visit(V& v, Is<OperatorRow> auto& f) {
   v("bits_per_weight", f.bits_per_weight);
   v("bytes_before", f.bytes_before);
   v("bytes_after", f.bytes_after);
+  v("parameters", f.parameters);
+  v("macs", f.macs);
   v("weight_error", f.weight_error);
   v("activation_error", f.activation_error);
   v("max_abs_error", f.max_abs_error);

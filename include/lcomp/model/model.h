@@ -67,8 +67,8 @@ class Model {
   /// Rows [begin, begin + count) of the head, float32 `[count, hidden]`. Unsupported for an encoder.
   at::Tensor head_rows(int64_t begin, int64_t count) const;
 
-  /// Parameters and stored bytes of the whole checkpoint; packed weights count as the matrices they stand
-  /// for.
+  /// Parameters and stored bytes of the whole checkpoint. Packed weights count as the matrices they stand
+  /// for, factored ones as their factors, for which they are read.
   int64_t parameters() const;
   uint64_t stored_bytes() const { return checkpoint_->total_bytes(); }
   /// The type of the embedding matrix, which stands for "the model's type".

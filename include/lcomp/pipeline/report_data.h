@@ -100,6 +100,9 @@ struct OperatorRow {
   double bits_per_weight = 0;  ///< 8 * bytes_after / (out * in): codes, scales and zero points counted
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
+  /// Of what is no longer made of the elements of the matrix: numbers, and multiply-adds per token.
+  std::optional<int64_t> parameters;
+  std::optional<int64_t> macs;
 
   std::optional<double> weight_error;      ///< |W - Q|_F / |W|_F
   std::optional<double> activation_error;  ///< sqrt(tr(D H D^T) / tr(W H W^T)), D = W - Q, H second moment
