@@ -17,28 +17,28 @@ IdentityRowsWeight::IdentityRowsWeight(const at::Tensor& pivots, WeightPtr rest)
                                       in, pivots.numel(), rest_->out_features()));
   }
   pivots_ = pivots.to(at::kInt).contiguous();
-  std::vector<int64_t> order(static_cast<size_t>(out), -1);
+  std::vector<int64_t> places(static_cast<size_t>(out), -1);
   for (int64_t i = 0; i < in; ++i) {
     const int64_t row = pivots_.data_ptr<int32_t>()[i];
-    if (row < 0 || row >= out || order[static_cast<size_t>(row)] != -1) {
+    if (row < 0 || row >= out || places[static_cast<size_t>(row)] != -1) {
       throw InvalidArgument("IdentityRowsWeight",
                             fmt::format("pivots must be different rows below {}; one is {}", out, row));
     }
-    order[static_cast<size_t>(row)] = i;
+    places[static_cast<size_t>(row)] = i;
   }
   int64_t next = in;
-  for (int64_t& place : order) {
+  for (int64_t& place : places) {
     if (place == -1) place = next++;
   }
-  order_ = at::tensor(order, at::kLong);
+  places_ = at::tensor(places, at::kLong);
 }
 
 at::Tensor IdentityRowsWeight::dense() const {
-  return at::cat({at::eye(in_features(), at::kFloat), rest_->dense()}).index_select(0, order_);
+  return at::cat({at::eye(in_features(), at::kFloat), rest_->dense()}).index_select(0, places_);
 }
 
 at::Tensor IdentityRowsWeight::apply(const at::Tensor& x) const {
-  return at::cat({x, rest_->apply(x)}, 1).index_select(1, order_);
+  return at::cat({x, rest_->apply(x)}, 1).index_select(1, places_);
 }
 
 int64_t IdentityRowsWeight::bytes() const {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/one_thread.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/product_weight.h"
 #include "lcomp/core/weight_error.h"
@@ -95,8 +96,7 @@ Directions by_svd(const at::Tensor& w, const InputMetric& metric, int64_t rank, 
 /// X with X basis = rows.
 at::Tensor solved_for(const at::Tensor& basis, const at::Tensor& rows) {
   at::Tensor solution, failed;
-  parallel_for(nullptr, 1,
-               [&](int64_t, int) { std::tie(solution, failed) = at::linalg_solve_ex(basis.t(), rows.t()); });
+  on_one_blas_thread([&] { std::tie(solution, failed) = at::linalg_solve_ex(basis.t(), rows.t()); });
   if (failed.item<int>() != 0)
     throw NumericalError("factored_weight", "the pivot rows must be independent; the factor lacks rank");
   return solution.t().contiguous();
@@ -145,10 +145,14 @@ const at::Tensor& InputMetric::root(ThreadPool* pool) const {
   return root_->s;
 }
 
+at::Tensor InputMetric::weighted(const at::Tensor& weight, ThreadPool* pool) const {
+  const at::Tensor w = weight.to(at::kDouble).contiguous();
+  return scale_.defined() ? w * scale_.square() : product(w, h_, pool);
+}
+
 at::Tensor InputMetric::energy(const at::Tensor& weight, ThreadPool* pool) const {
   const at::Tensor w = weight.to(at::kDouble).contiguous();
-  const at::Tensor wh = scale_.defined() ? w * scale_.square() : product(w, h_, pool);
-  const at::Tensor out = product(wh, w.t(), pool);
+  const at::Tensor out = product(weighted(w, pool), w.t(), pool);
   return (out + out.t()) / 2;
 }
 
@@ -182,6 +186,25 @@ Factors low_rank(const at::Tensor& weight, const InputMetric& metric, int64_t ra
     factors.tail -= square;
   }
   factors.tail = std::max(0.0, factors.tail);
+  return factors;
+}
+
+at::Tensor Factors::product() const {
+  return lowrank::product(left, right, nullptr);
+}
+
+Factors low_rank_from(const at::Tensor& weight, const InputMetric& metric, const Factors& start,
+                      ThreadPool* pool) {
+  check_weight(weight, metric, {});
+  const at::Tensor w = weight.to(at::kDouble).contiguous();
+  // (W H W^T) U = W (H (W^T U)).
+  const at::Tensor seen = product(start.left.t().contiguous(), w, pool);
+  const at::Tensor turned = product(w, metric.weighted(seen, pool).t(), pool);
+  Factors factors;
+  factors.left = linalg::orthonormal_columns(turned);
+  factors.right = product(factors.left.t().contiguous(), w, pool);
+  factors.energy = metric.loss(w, pool);
+  factors.tail = std::max(0.0, factors.energy - metric.loss(factors.right, pool));
   return factors;
 }
 

@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "lcomp/core/error.h"
-#include "lcomp/core/product_weight.h"
+#include "model/factor_steps.h"
 #include "model/kernels.h"
 #include "model/rotary.h"
 
@@ -28,42 +28,27 @@ float* work_buffer(SampleState& state, int64_t rows, int64_t cols) {
   return state.work.data_ptr<float>();
 }
 
-/// How one operator is run: through matrices that are multiplied from the last to the first, or, without any,
-/// by `Weight::apply`.
-using OperatorKernel = std::vector<linalg::PackedMatrix>;
-
-/// Whether the weight must not, or need not, be laid out as one matrix.
-bool runs_by_itself(const Weight& weight) {
-  return weight.quantizes_input() || weight.macs_per_token() < weight.out_features() * weight.in_features();
-}
-
-OperatorKernel lay_out(const Weight& weight, linalg::Precision precision) {
-  OperatorKernel kernel;
-  if (!runs_by_itself(weight)) {
-    kernel.emplace_back(std::vector{weight.dense()}, precision);
-    return kernel;
+/// How one operator is run: by steps, or, without any, by `Weight::apply`.
+struct OperatorKernel {
+  OperatorKernel(const Weight& weight, linalg::Precision precision) : steps(factor_steps(weight)) {
+    for (const FactorStep& step : steps) matrices.emplace_back(std::vector{step.matrix->dense()}, precision);
   }
-  const auto* product = dynamic_cast<const ProductWeight*>(&weight);
-  if (product == nullptr) return kernel;
-  const auto& factors = product->factors();
-  if (std::any_of(factors.begin(), factors.end(), [](const WeightPtr& f) { return runs_by_itself(*f); }))
-    return kernel;
-  for (const WeightPtr& factor : factors) kernel.emplace_back(std::vector{factor->dense()}, precision);
-  return kernel;
-}
 
-/// y [tokens, out] = x W^T.
-at::Tensor run_kernel(const OperatorKernel& kernel, const Weight& weight, const at::Tensor& x,
-                      linalg::Scratch& scratch) {
-  if (kernel.empty()) return weight.apply(x);
-  at::Tensor y = x;
-  for (auto matrix = kernel.rbegin(); matrix != kernel.rend(); ++matrix) {
-    at::Tensor next = at::empty({x.size(0), matrix->out_features()}, at::kFloat);
-    matrix->multiply(y.data_ptr<float>(), x.size(0), next.data_ptr<float>(), false, scratch);
-    y = next;
+  /// y [tokens, out] = x W^T.
+  at::Tensor run(const Weight& weight, const at::Tensor& x, linalg::Scratch& scratch) const {
+    if (steps.empty()) return weight.apply(x);
+    at::Tensor y = x;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      at::Tensor product = at::empty({x.size(0), matrices[i].out_features()}, at::kFloat);
+      matrices[i].multiply(y.data_ptr<float>(), x.size(0), product.data_ptr<float>(), false, scratch);
+      y = steps[i].output(y, product);
+    }
+    return y;
   }
-  return y;
-}
+
+  std::vector<FactorStep> steps;
+  std::vector<linalg::PackedMatrix> matrices;
+};
 
 }  // namespace
 
@@ -203,7 +188,7 @@ void Block::prepare(size_t group, linalg::Precision precision) {
   const auto& members = groups_[group].operators;
   if (std::any_of(members.begin(), members.end(),
                   [&](size_t op) { return runs_by_itself(*ops_[op].weight); })) {
-    for (const size_t op : members) kernels_->apart[group].push_back(lay_out(*ops_[op].weight, precision));
+    for (const size_t op : members) kernels_->apart[group].emplace_back(*ops_[op].weight, precision);
     return;
   }
   std::vector<at::Tensor> weights;
@@ -297,7 +282,7 @@ void Block::multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::
   for (size_t i = 0; i < members.size(); ++i) {
     const LinearOp& op = ops_[members[i]];
     const int64_t out = op.info.out_features;
-    const at::Tensor part = run_kernel(kernels_->apart[group][i], *op.weight, x, scratch);
+    const at::Tensor part = kernels_->apart[group][i].run(*op.weight, x, scratch);
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(part.data_ptr<float>() + t * out, out, y + t * width);
     y += out;
   }
@@ -370,7 +355,7 @@ void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& sc
   if (const linalg::PackedMatrix* packed = kernels_->packed[group].get()) {
     packed->multiply(state.work.data_ptr<float>(), tokens, hidden, true, scratch);
   } else {
-    const at::Tensor y = run_kernel(kernels_->apart[group][0], *op.weight, state.work, scratch);
+    const at::Tensor y = kernels_->apart[group][0].run(*op.weight, state.work, scratch);
     kernels::add(y.data_ptr<float>(), y.numel(), hidden);
   }
   if (op.bias.defined()) kernels::add_bias(op.bias.data_ptr<float>(), tokens, op.info.out_features, hidden);

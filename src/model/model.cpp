@@ -343,13 +343,11 @@ int64_t Model::parameters() const {
   for (int64_t i = 0; i < size(); ++i) {
     for (const OperatorInfo& op : architecture_.operators(i)) {
       operators.insert(op.name);
-      const auto* group = group_of(op);
-      const bool factored = group != nullptr && find_weight_format(group->format)->is_factored;
-      sum += factored ? load_weight(op)->parameters() : op.out_features * op.in_features;
+      sum += op.out_features * op.in_features;
     }
   }
   for (const std::string& name : checkpoint_->names()) {
-    // Whatever a matrix is stored as was counted above.
+    // Whatever a matrix is stored as, it counts as the matrix.
     const bool of_matrix = operators.contains(name.substr(0, name.find(".weight"))) ||
                            operators.contains(name.substr(0, name.find(".input_")));
     if (!of_matrix && !is_stray_buffer(name)) sum += checkpoint_->info(name).elements();

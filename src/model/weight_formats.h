@@ -59,8 +59,6 @@ struct WeightFormat {
   /// How many weights of other formats it is made of: the least and the most. They are the group's `parts`.
   size_t least_parts = 0;
   size_t most_parts = 0;
-  /// Whether it is not made of the elements of the matrix: the weight must be asked for its parameters.
-  bool is_factored = false;
 
   bool is_own() const { return name.starts_with("lcomp-"); }
   /// Whether the checkpoint has the operator `op` in this format.

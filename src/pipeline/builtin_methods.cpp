@@ -27,6 +27,8 @@ MethodTable builtin_methods() {
   table.add(asvd_method());
   table.add(svd_llm_method());
   table.add(pca_method());
+  table.add(lqer_method());
+  table.add(oats_method());
   return table;
 }
 

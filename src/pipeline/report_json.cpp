@@ -137,6 +137,9 @@ template <class V>
 void visit(V& v, Is<Totals> auto& f) {
   v("parameters", f.parameters);
   v("parameters_after", f.parameters_after);
+  v("numbers_after", f.numbers_after);
+  v("macs_before", f.macs_before);
+  v("macs_after", f.macs_after);
   v("compressed_parameters", f.compressed_parameters);
   v("bytes_before", f.bytes_before);
   v("bytes_after", f.bytes_after);

@@ -273,16 +273,31 @@ void Run::count_compressed(const model::Model& written) {
       sizes[op.name] = op.out_features * op.in_features;
   }
   // Of operators with several rows the last one describes what is stored.
-  std::map<std::string, int64_t> bytes;
-  for (const OperatorRow& row : report_.operators) bytes[row.name] = row.bytes_after;
+  std::map<std::string, const OperatorRow*> last;
+  for (const OperatorRow& row : report_.operators) last[row.name] = &row;
   for (const OperatorPlan& op : plan_.operators) {
     if (op.methods.empty()) continue;
-    const auto found = bytes.find(op.name);
-    stored += static_cast<double>(found != bytes.end() ? found->second : op.bytes_before);
+    const auto found = last.find(op.name);
+    stored += static_cast<double>(found != last.end() ? found->second->bytes_after : op.bytes_before);
     weights += static_cast<double>(sizes.at(op.name));
   }
-  report_.totals.compressed_parameters = static_cast<int64_t>(weights);
-  if (weights > 0) report_.totals.operator_bits_per_weight = 8.0 * stored / weights;
+  Totals& totals = report_.totals;
+  totals.compressed_parameters = static_cast<int64_t>(weights);
+  if (weights > 0) totals.operator_bits_per_weight = 8.0 * stored / weights;
+  int64_t numbers = written.parameters(), macs = 0;
+  bool factored = false;
+  for (const auto& [name, size] : sizes) {
+    const auto found = last.find(name);
+    const bool counts_itself = found != last.end() && found->second->parameters;
+    factored = factored || counts_itself;
+    numbers += counts_itself ? *found->second->parameters - size : 0;
+    macs += counts_itself ? *found->second->macs : size;
+  }
+  if (!factored) return;
+  totals.numbers_after = numbers;
+  totals.macs_after = macs;
+  totals.macs_before = 0;
+  for (const OperatorPlan& op : plan_.operators) *totals.macs_before += op.out_features * op.in_features;
 }
 
 void Run::evaluate() {

@@ -25,12 +25,14 @@ class IdentityRowsWeight final : public Weight {
   std::string describe() const override;
   void save(TensorSink& sink, const std::string& name) const override;
 
+  /// Where each row is in (identity, rest): int64 [out].
+  const at::Tensor& places() const { return places_; }
   const WeightPtr& rest() const { return rest_; }
   static std::string rest_name(const std::string& name) { return name + ".weight_rest"; }
 
  private:
   at::Tensor pivots_;  // int32 [in]
-  at::Tensor order_;   // int64 [out]: where each row is in (identity, rest)
+  at::Tensor places_;
   WeightPtr rest_;
 };
 

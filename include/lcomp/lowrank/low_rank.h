@@ -34,6 +34,8 @@ class InputMetric {
   static InputMetric moment(const at::Tensor& h);
 
   int64_t in_features() const;
+  /// W H, float64 [out, in].
+  at::Tensor weighted(const at::Tensor& weight, ThreadPool* pool = nullptr) const;
   /// W H W^T, float64 [out, out].
   at::Tensor energy(const at::Tensor& weight, ThreadPool* pool = nullptr) const;
   /// W S, float64 [out, in], with some S S^T = H: the Cholesky factor, or, where H is singular, that of its
@@ -74,6 +76,9 @@ struct Factors {
   std::vector<double> singular_values;  ///< of the scaled matrix, the `rank` largest
   double energy = 0;                    ///< sum of the squares of all of them
   double tail = 0;                      ///< sum of the squares of those cut off: the loss of A B
+
+  /// A B, float64 [out, in].
+  at::Tensor product() const;
 };
 
 /// The best approximation of rank `rank`,
@@ -89,6 +94,12 @@ struct Factors {
 Factors low_rank(const at::Tensor& weight, const InputMetric& metric, int64_t rank,
                  Solver solver = Solver::kAuto, const at::Tensor& row_weights = {},
                  ThreadPool* pool = nullptr);
+
+/// The same from factors of a matrix that is nearly this one, by one step of subspace iteration: out in rank
+/// instead of an eigenvalue problem. Not the best, but no worse than the projection on the directions of
+/// `start`, whose left factor must have orthonormal columns.
+Factors low_rank_from(const at::Tensor& weight, const InputMetric& metric, const Factors& start,
+                      ThreadPool* pool = nullptr);
 
 /// All squared singular values of E^1/2 W S, descending: entry i is what cutting component i costs.
 std::vector<double> component_losses(const at::Tensor& weight, const InputMetric& metric,

@@ -99,6 +99,8 @@ MethodInfo fwsvd_method();
 MethodInfo asvd_method();
 MethodInfo svd_llm_method();
 MethodInfo pca_method();
+MethodInfo lqer_method();
+MethodInfo oats_method();
 
 }  // namespace lcomp::pipeline
 

@@ -7,6 +7,9 @@
 
 #include "lcomp/core/allocation.h"
 #include "lcomp/core/error.h"
+#include "lcomp/quant/gptq.h"
+#include "lcomp/quant/quantized_weight.h"
+#include "lcomp/quant/rtn.h"
 #include "lcomp/quant/sensitivity.h"
 #include "pipeline/passes/scheme_plan.h"
 
@@ -22,8 +25,8 @@ constexpr double kShareStep = 0.05;
 constexpr double kMostBeyond = 0.25;
 /// Stored with each pivot row: its position.
 constexpr int64_t kPivotBytes = 4;
-/// Numbers of factors that a product is stored with.
-constexpr int64_t kProductBytes = 8;
+/// Stored with each product: the number of its factors.
+constexpr int64_t kCountBytes = 8;
 
 const RankOptions& ranks_of(const PassOptions& options) {
   return options.part<RankOptions>();
@@ -265,34 +268,55 @@ quant::QuantScheme FactorOptions::scheme() const {
   return scheme;
 }
 
-PlannedWeight plan_factors(const PassOptions& options, const char* method, const PlannedOperator& op) {
-  const RankOptions& ranks = ranks_of(options);
-  const auto& factors = options.part<FactorOptions>();
+WeightPtr FactorStore::operator()(const at::Tensor& values, const Weight* right) const {
+  if (!options_.quantizes()) return std::make_shared<DenseWeight>(values.to(dtype_));
+  const quant::QuantScheme scheme = with_scale_type(options_.scheme(), dtype_);
+  if (moment_ == nullptr)
+    return std::make_shared<quant::QuantizedWeight>(quant::rtn(values.to(at::kFloat), scheme));
+  const at::Tensor read = right == nullptr ? at::eye(moment_->in_features(), at::kDouble) : right->dense();
+  return std::make_shared<quant::QuantizedWeight>(
+      quant::gptq(values.to(at::kFloat), moment_->energy(read), scheme, {.sweeps = 2, .refit = true}).weight);
+}
+
+PlannedWeight plan_factored(const FactorOptions& factors, lowrank::Form form, int64_t rank,
+                            const char* method, const PlannedOperator& op) {
   const int64_t out = op.out_features, in = op.in_features;
-  const auto width = static_cast<int64_t>(c10::elementSize(op.dtype));
-  if (ranks.allocation != RankAllocation::kUniform && ranks.rank > 0)
-    throw InvalidArgument(method, fmt::format("rank must be 0 for an allocation by {}; it is {}",
-                                              name_of(ranks.allocation), ranks.rank));
-  const int64_t rank = ranks.rank_of(out, in);
-  if (rank == 0)
-    return {.scheme = "stays dense: factors would not be smaller", .bytes_after = out * in * width};
-  const bool pivoted = ranks.form == Form::kPivoted && rank < out;
+  const bool pivoted = form == Form::kPivoted && rank < out;
   const int64_t rows = pivoted ? out - rank : out;
   PlannedWeight planned;
-  planned.bytes_after = kProductBytes + (pivoted ? rank * kPivotBytes : 0);
+  planned.scheme = fmt::format("rank {}{}", rank, pivoted ? ", pivoted" : "");
+  planned.bytes_after = kCountBytes + (pivoted ? rank * kPivotBytes : 0);
   if (factors.quantizes()) {
     const quant::QuantScheme scheme = factors.scheme();
     const PlannedWeight left = plan_scheme(scheme, method, {op.name, rows, rank, op.dtype});
     const PlannedWeight right = plan_scheme(scheme, method, {op.name, rank, in, op.dtype});
     planned.bytes_after += left.bytes_after + right.bytes_after;
-    planned.scheme = fmt::format("rank {}, {}", rank, right.scheme);
+    planned.scheme += ", " + right.scheme;
   } else {
-    planned.bytes_after += (rows * rank + rank * in) * width;
-    planned.scheme = fmt::format("rank {}", rank);
+    planned.bytes_after += (rows * rank + rank * in) * static_cast<int64_t>(c10::elementSize(op.dtype));
   }
-  if (pivoted) planned.scheme += ", pivoted";
-  if (ranks.allocation != RankAllocation::kUniform)
-    planned.scheme = fmt::format("about {}, by {}", planned.scheme, name_of(ranks.allocation));
+  return planned;
+}
+
+PlannedWeight plan_factors(const PassOptions& options, const char* method, const PlannedOperator& op) {
+  const RankOptions& ranks = ranks_of(options);
+  const int64_t out = op.out_features, in = op.in_features;
+  const bool allocated = ranks.allocation != RankAllocation::kUniform;
+  if (allocated && ranks.rank > 0) {
+    throw InvalidArgument(method, fmt::format("rank must be 0 for an allocation by {}; it is {}",
+                                              name_of(ranks.allocation), ranks.rank));
+  }
+  if (allocated && ranks.max_removed < ranks.removed) {
+    throw InvalidArgument(method, fmt::format("max_removed must be at least removed; they are {} and {}",
+                                              ranks.max_removed, ranks.removed));
+  }
+  const int64_t rank = ranks.rank_of(out, in);
+  if (rank == 0) {
+    return {.scheme = "dense: factors would not be smaller",
+            .bytes_after = out * in * static_cast<int64_t>(c10::elementSize(op.dtype))};
+  }
+  PlannedWeight planned = plan_factored(options.part<FactorOptions>(), ranks.form, rank, method, op);
+  if (allocated) planned.scheme = fmt::format("about {}, by {}", planned.scheme, name_of(ranks.allocation));
   return planned;
 }
 

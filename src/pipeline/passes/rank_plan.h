@@ -45,6 +45,26 @@ struct FactorOptions {
   quant::QuantScheme scheme() const;
 };
 
+/// Stores factors (`lowrank::StoreFactor`): in the model's type, or rounded by GPTQ with the second moment of
+/// what each reads, by round to nearest without one.
+class FactorStore {
+ public:
+  /// moment: of the operator's inputs, or null; must outlive this.
+  FactorStore(const FactorOptions& options, const lowrank::InputMetric* moment, at::ScalarType dtype)
+      : options_(options), moment_(moment), dtype_(dtype) {}
+
+  WeightPtr operator()(const at::Tensor& values, const Weight* right) const;
+
+ private:
+  FactorOptions options_;
+  const lowrank::InputMetric* moment_;
+  at::ScalarType dtype_;
+};
+
+/// What `factored_weight` stores for an operator at a rank: bytes and description.
+PlannedWeight plan_factored(const FactorOptions& factors, lowrank::Form form, int64_t rank,
+                            const char* method, const PlannedOperator& op);
+
 /// What factoring makes of an operator; `method` is named in errors.
 PlannedWeight plan_factors(const PassOptions& options, const char* method, const PlannedOperator& op);
 
