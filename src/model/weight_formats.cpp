@@ -9,6 +9,7 @@
 #include "lcomp/core/product_weight.h"
 #include "lcomp/core/sum_weight.h"
 #include "lcomp/lowrank/identity_rows_weight.h"
+#include "lcomp/lowrank/tensor_train_weight.h"
 #include "lcomp/quant/codebook_weight.h"
 #include "lcomp/quant/llm_int8.h"
 #include "lcomp/quant/nf4_storage.h"
@@ -333,6 +334,22 @@ WeightPtr load_identity_rows(const StoredOperator& op, const StorageGroup& group
   }
 }
 
+std::optional<StorageGroup> describe_tensor_train(const Weight& weight) {
+  if (dynamic_cast<const lowrank::TensorTrainWeight*>(&weight) == nullptr) return std::nullopt;
+  return StorageGroup{.targets = {}, .scheme = {}, .format = "lcomp-tensor-train"};
+}
+
+WeightPtr load_tensor_train(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::TensorTrainWeight;
+  lowrank::TensorTrainParts parts;
+  parts.shape = op.read(".weight_tt_shape");
+  const int64_t cores = TensorTrainWeight::core_count(parts.shape, op.info().name);
+  for (int64_t k = 0; k < cores; ++k) parts.cores.push_back(op.read(fmt::format(".weight_tt_core{}", k)));
+  parts.input_scale = op.read_if(".weight_tt_input_scale");
+  return std::make_shared<TensorTrainWeight>(
+      TensorTrainWeight::from_stored(std::move(parts), op.info().name));
+}
+
 using sparse::SparseFormat;
 
 constexpr std::array kFormats = {
@@ -361,6 +378,8 @@ constexpr std::array kFormats = {
                  describe_product, 2, 16},
     WeightFormat{"lcomp-identity-rows", ".weight_pivots", io::StoredDtype::kI32, std::nullopt,
                  load_identity_rows, describe_identity_rows, 1, 1},
+    WeightFormat{"lcomp-tensor-train", ".weight_tt_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_tensor_train, describe_tensor_train},
     WeightFormat{"lcomp-tiled-csl", ".weight_tile_words", io::StoredDtype::kI32, std::nullopt,
                  load_sparse<SparseFormat::kTiledCsl>, describe_sparse<SparseFormat::kTiledCsl>},
 };

@@ -29,6 +29,7 @@ MethodTable builtin_methods() {
   table.add(pca_method());
   table.add(lqer_method());
   table.add(oats_method());
+  table.add(tensor_train_method());
   return table;
 }
 

@@ -8,6 +8,7 @@
 #include "lcomp/core/sum_weight.h"
 #include "lcomp/lowrank/identity_rows_weight.h"
 #include "lcomp/lowrank/low_rank.h"
+#include "lcomp/lowrank/tensor_train_weight.h"
 #include "lcomp/model/model.h"
 #include "lcomp/pipeline/planner.h"
 #include "lcomp/quant/quantized_weight.h"
@@ -188,11 +189,34 @@ TEST_CASE("sums of a quantized or sparse and a low-rank part", "[pipeline][lowra
   REQUIRE(dynamic_cast<const ProductWeight*>(sum.parts()[1].get()) != nullptr);
 }
 
+TEST_CASE("tensor trains as a job: sizes as planned, read back, worse than the best factors",
+          "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  double before = 0;
+  for (const int cores : {2, 3}) {
+    CAPTURE(cores);
+    const fs::path output = dir / std::to_string(cores);
+    const Json job = factor_job(output, "tensor_train", {{"removed", 0.3}, {"cores", cores}});
+    const auto plan = pipeline::plan(test::parse(job), pipeline::builtin_methods());
+    const auto report = test::run(job);
+    const auto weights = read_back(output);
+    for (const auto& op : plan.operators) REQUIRE(op.bytes_after == weights.at(op.name)->bytes());
+    REQUIRE(report.totals.numbers_after < report.totals.parameters);
+    const auto& train = dynamic_cast<const lowrank::TensorTrainWeight&>(*weights.begin()->second);
+    REQUIRE(static_cast<int>(train.cores().size()) == cores);
+    REQUIRE(total_loss(report) > before);
+    before = total_loss(report);
+    Observer silent;
+    REQUIRE(pipeline::verify(output, silent).passed);
+  }
+  REQUIRE(total_loss(test::run(factor_job(dir / "svd", "svd_llm", {{"removed", 0.3}}))) < before);
+}
+
 TEST_CASE("factored jobs give the same bytes with two threads, and when they are killed and continued",
           "[pipeline][lowrank][determinism][resume]") {
   const test::TempDir dir;
   for (const auto& entry :
-       {factor("svd_llm", {{"allocation", "budget"}}), factor("fwsvd"), factor("pca"),
+       {factor("svd_llm", {{"allocation", "budget"}}), factor("fwsvd"), factor("pca"), factor("tensor_train"),
         factor("oats", {{"iterations", 5}}), factor("lqer", {{"group_size", 64}, {"solver", "gptq"}})}) {
     const std::string method = entry["method"];
     CAPTURE(method);

@@ -101,6 +101,7 @@ MethodInfo svd_llm_method();
 MethodInfo pca_method();
 MethodInfo lqer_method();
 MethodInfo oats_method();
+MethodInfo tensor_train_method();
 
 }  // namespace lcomp::pipeline
 
