@@ -5,6 +5,8 @@
 
 #include "lcomp/io/safetensors.h"
 #include "lcomp/lowrank/kronecker.h"
+#include "lcomp/lowrank/kronecker_sum_weight.h"
+#include "lcomp/lowrank/morpheme_weight.h"
 #include "lcomp/lowrank/tensor_train_weight.h"
 #include "lcomp/lowrank/tucker.h"
 #include "support/matrices.h"
@@ -93,4 +95,25 @@ TEST_CASE("TT-matrices and Kronecker sums are the recorded ones", "[lowrank][gol
   CHECK(relative_difference(sum.full(), file->read("kron.rank3.dense")) < 1e-9);
   const auto svd = lcomp::linalg::truncated_svd(paired_digits(w, {s[0], s[2]}, {s[1], s[3]}));
   CHECK(relative_difference(at::tensor(svd.values, at::kDouble), file->read("kron.singular_values")) < 1e-9);
+}
+
+TEST_CASE("word2ketXS and MorphTE rows are the recorded ones", "[lowrank][golden]") {
+  const auto file = golden("tensor_decompositions");
+  if (!file) return;
+  const at::Tensor leaf = file->read("word2ketxs.leaf").to(at::kFloat);
+  CHECK(relative_difference(KroneckerSumWeight(64, 27, leaf).dense(), file->read("word2ketxs.dense_full")) <
+        1e-5);
+  CHECK(relative_difference(KroneckerSumWeight(50, 20, leaf).dense(),
+                            file->read("word2ketxs.dense_cut_50x20")) < 1e-5);
+  const MorphemeWeight words(file->read("morphte.tables").to(at::kFloat),
+                             file->read("morphte.index").to(at::kInt), 20);
+  CHECK(relative_difference(words.dense(), file->read("morphte.dense_cut_20")) < 1e-5);
+
+  // word2ket: every word has vectors of its own, [word, rank, order, q]. As morphemes: table r has the
+  // vectors of all words and slots, word w slot j being number w x order + j.
+  const at::Tensor vectors = file->read("word2ket.vectors"), dense = file->read("word2ket.dense");
+  const int64_t count = vectors.size(0), order = vectors.size(2);
+  const at::Tensor tables = vectors.permute({1, 0, 2, 3}).flatten(1, 2).to(at::kFloat);
+  const at::Tensor index = at::arange(count * order, at::kInt).reshape({count, order});
+  CHECK(relative_difference(MorphemeWeight(tables, index, dense.size(1)).dense(), dense) < 1e-5);
 }

@@ -1,0 +1,210 @@
+#include "lcomp/lowrank/word2ketxs.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "lcomp/core/error.h"
+#include "lcomp/core/rng.h"
+#include "lcomp/lowrank/kronecker.h"
+#include "lowrank/one_thread.h"
+#include "lowrank/row_weights.h"
+
+namespace lcomp::lowrank {
+namespace {
+
+using Factors = std::vector<at::Tensor>;  // [t q, rank] each: the leaf as factors of a CP decomposition
+
+/// What is fitted. Modes are pairs of digits, [(t q) ... (t q)].
+struct KetProblem {
+  int64_t order = 0, rank = 0, t = 0, q = 0;
+  at::Tensor data;          ///< weight x table, 0 in the padding
+  at::Tensor weights;       ///< weight of each element, 0 in the padding
+  at::Tensor padding;       ///< weight of the row in padding columns, 0 elsewhere; undefined without any
+  at::Tensor row_weights;   ///< [t ... t], 0 in padding rows
+  double squared_norm = 0;  ///< weighted, of the table
+
+  std::vector<int64_t> bases(int64_t base) const {
+    return std::vector<int64_t>(static_cast<size_t>(order), base);
+  }
+};
+
+void check_ket_options(const at::Tensor& table, const Word2KetXsOptions& o) {
+  constexpr const char* kWhere = "fit_word2ketxs";
+  if (table.dim() != 2 || table.numel() == 0 || !table.is_floating_point())
+    throw InvalidArgument(kWhere, "the table must be a floating-point matrix that is not empty");
+  if (o.order < 2 || o.order > 8)
+    throw InvalidArgument(kWhere, fmt::format("the order must lie in [2, 8]; it is {}", o.order));
+  if (o.rank < 1 || o.sweeps < 0) {
+    throw InvalidArgument(kWhere,
+                          fmt::format("the rank must be at least 1 and sweeps at least 0; they are {} "
+                                      "and {}",
+                                      o.rank, o.sweeps));
+  }
+  const int64_t rows = smallest_base(table.size(0), o.order), columns = smallest_base(table.size(1), o.order);
+  if ((o.t != 0 && o.t < rows) || (o.q != 0 && o.q < columns)) {
+    throw InvalidArgument(kWhere,
+                          fmt::format("t and q must be at least {} and {} at order {}; they are {} and "
+                                      "{}",
+                                      rows, columns, o.order, o.t, o.q));
+  }
+}
+
+KetProblem ket_problem(const at::Tensor& table, const Word2KetXsOptions& o, const at::Tensor& row_weights) {
+  check_ket_options(table, o);
+  const at::Tensor w = checked_row_weights(row_weights, table.size(0), "fit_word2ketxs").unsqueeze(1);
+  KetProblem p{.order = o.order,
+               .rank = o.rank,
+               .t = o.t == 0 ? smallest_base(table.size(0), o.order) : o.t,
+               .q = o.q == 0 ? smallest_base(table.size(1), o.order) : o.q,
+               .data = {},
+               .weights = {},
+               .padding = {},
+               .row_weights = {}};
+  const at::Tensor e = table.to(at::kDouble);
+  const auto rows = p.bases(p.t), columns = p.bases(p.q);
+  const int64_t all_columns = c10::multiply_integers(columns);
+  p.squared_norm = (w * e.square()).sum().item<double>();
+  p.data = paired_digits(w * e, rows, columns);
+  p.weights = paired_digits(w.expand({-1, e.size(1)}), rows, columns);
+  if (all_columns > e.size(1))
+    p.padding = paired_digits(w.expand({-1, all_columns}), rows, columns) - p.weights;
+  p.row_weights =
+      at::constant_pad_nd(w.squeeze(1), {0, c10::multiply_integers(rows) - e.size(0)}).reshape(rows);
+  return p;
+}
+
+/// Column-wise Kronecker product [I J, rank] of factors [I, rank] and [J, rank].
+at::Tensor khatri_rao(const at::Tensor& a, const at::Tensor& b) {
+  return (a.unsqueeze(1) * b.unsqueeze(0)).flatten(0, 1);
+}
+
+/// That of factors begin ... end - 1; [1, rank] ones when there are none.
+at::Tensor khatri_rao(const Factors& factors, size_t begin, size_t end) {
+  at::Tensor result = at::ones({1, factors.front().size(1)}, at::kDouble);
+  for (size_t k = begin; k < end; ++k) result = khatri_rao(result, factors[k]);
+  return result;
+}
+
+/// The model, flat.
+at::Tensor ket_model(const Factors& factors) {
+  const size_t half = factors.size() / 2;
+  return product(khatri_rao(factors, 0, half), khatri_rao(factors, half, factors.size()).t()).flatten();
+}
+
+/// sum over all modes but k of X times the other factors, [t q, rank].
+at::Tensor all_but_one(const at::Tensor& x, const Factors& factors, size_t k) {
+  const int64_t size = factors[k].size(0);
+  const at::Tensor left = khatri_rao(factors, 0, k), right = khatri_rao(factors, k + 1, factors.size());
+  if (right.size(0) == 1) return product(x.reshape({-1, size}).t(), left);
+  const at::Tensor contracted =
+      product(x.reshape({-1, right.size(0)}), right).reshape({-1, size, left.size(1)});
+  return (contracted * left.unsqueeze(1)).sum(0);
+}
+
+/// For each digit of mode k, sum over the other digits of the row weight times the products of what the other
+/// factors' rows make with themselves: the normal matrices, [t, rank, rank].
+at::Tensor normal_matrices(const KetProblem& p, const Factors& factors, size_t k) {
+  const int64_t rank = p.rank, squares = rank * rank;
+  // The mode in front, then one of the others after the other is summed over, the last first.
+  at::Tensor sums = p.row_weights.movedim(static_cast<int64_t>(k), 0).reshape({-1, p.t});
+  bool first = true;
+  for (size_t l = factors.size(); l > 0; --l) {
+    if (l - 1 == k) continue;
+    const at::Tensor rows = factors[l - 1].reshape({p.t, p.q, rank});
+    const at::Tensor gram = at::matmul(rows.transpose(1, 2), rows).reshape({p.t, squares});
+    if (first)
+      sums = product(sums, gram);
+    else
+      sums = (sums.reshape({-1, p.t, squares}) * gram).sum(1);
+    first = false;
+  }
+  return sums.reshape({p.t, rank, rank});
+}
+
+/// Least squares for factor k, with a pull to what it was that is too weak to matter unless the equations
+/// are singular: so the error never rises.
+void update_factor(const KetProblem& p, const at::Tensor& target, Factors& factors, size_t k) {
+  const at::Tensor before = factors[k].reshape({p.t, p.q, p.rank});
+  at::Tensor normal = normal_matrices(p, factors, k);
+  const double scale = normal.diagonal(0, 1, 2).mean().item<double>();
+  const double pull = scale > 0 ? 1e-10 * scale : 1.0;
+  normal = normal + pull * at::eye(p.rank, at::kDouble);
+  const at::Tensor right = all_but_one(target, factors, k).reshape({p.t, p.q, p.rank}) + pull * before;
+  at::Tensor solved;
+  on_one_blas_thread([&] { solved = std::get<0>(at::linalg_solve_ex(normal, right.transpose(1, 2))); });
+  factors[k] = solved.transpose(1, 2).reshape({p.t * p.q, p.rank});
+}
+
+double ket_error(const KetProblem& p, const at::Tensor& model) {
+  if (p.squared_norm == 0) return 0;
+  const double cross = (p.data.flatten() * model).sum().item<double>();
+  const double own = (p.weights.flatten() * model.square()).sum().item<double>();
+  return std::sqrt(std::max(0.0, p.squared_norm - 2 * cross + own) / p.squared_norm);
+}
+
+/// The exact answer for two factors when nothing is padded or weighted.
+Factors ket_start_by_svd(const at::Tensor& table, const KetProblem& p) {
+  const KroneckerSum sum =
+      kronecker_sum(table.to(at::kDouble), {p.t, p.q, p.t, p.q}, p.rank, linalg::SvdSolver::kGram);
+  Factors factors;
+  for (const at::Tensor& side : {sum.left, sum.right}) {
+    const at::Tensor rows = side.flatten(1).t();
+    factors.push_back(at::constant_pad_nd(rows, {0, p.rank - rows.size(1)}));
+  }
+  return factors;
+}
+
+/// Random factors whose products have the spread of the table.
+Factors ket_start_at_random(const at::Tensor& table, const KetProblem& p, uint64_t seed) {
+  Rng rng(seed, "word2ketxs");
+  const double spread = table.to(at::kDouble).square().mean().sqrt().item<double>();
+  const double scale =
+      std::pow(spread / std::sqrt(static_cast<double>(p.rank)), 1.0 / static_cast<double>(p.order));
+  Factors factors;
+  for (int64_t k = 0; k < p.order; ++k) {
+    at::Tensor factor = at::empty({p.t * p.q, p.rank}, at::kDouble);
+    for (int64_t i = 0; i < factor.numel(); ++i) factor.data_ptr<double>()[i] = scale * rng.normal();
+    factors.push_back(factor);
+  }
+  return factors;
+}
+
+}  // namespace
+
+int64_t smallest_base(int64_t n, int64_t order) {
+  const auto reaches = [&](int64_t base) {
+    double power = 1;
+    for (int64_t i = 0; i < order; ++i) power *= static_cast<double>(base);
+    return power >= static_cast<double>(n);
+  };
+  auto base = static_cast<int64_t>(std::pow(static_cast<double>(n), 1.0 / static_cast<double>(order)));
+  base = std::max<int64_t>(1, base - 1);
+  while (!reaches(base)) ++base;
+  return base;
+}
+
+Word2KetXsFit fit_word2ketxs(const at::Tensor& table, const Word2KetXsOptions& options,
+                             const at::Tensor& row_weights) {
+  const KetProblem p = ket_problem(table, options, row_weights);
+  Factors factors = p.order == 2 ? ket_start_by_svd(table, p) : ket_start_at_random(table, p, options.seed);
+  const bool solved = p.order == 2 && !row_weights.defined() && p.data.numel() == table.numel();
+  at::Tensor model = ket_model(factors);
+  Word2KetXsFit fit;
+  fit.sweep_errors.push_back(ket_error(p, model));
+  for (int64_t sweep = 0; sweep < options.sweeps && !solved; ++sweep) {
+    const at::Tensor target = p.padding.defined() ? p.data.flatten() + p.padding.flatten() * model : p.data;
+    for (size_t k = 0; k < factors.size(); ++k) update_factor(p, target, factors, k);
+    model = ket_model(factors);
+    fit.sweep_errors.push_back(ket_error(p, model));
+    const size_t last = fit.sweep_errors.size() - 1;
+    if (fit.sweep_errors[last - 1] - fit.sweep_errors[last] < options.tolerance) break;
+  }
+  fit.relative_error = fit.sweep_errors.back();
+  fit.leaf = at::stack(factors).reshape({p.order, p.t, p.q, p.rank}).permute({0, 3, 1, 2}).contiguous();
+  return fit;
+}
+
+}  // namespace lcomp::lowrank
