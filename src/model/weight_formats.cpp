@@ -9,6 +9,9 @@
 #include "lcomp/core/product_weight.h"
 #include "lcomp/core/sum_weight.h"
 #include "lcomp/lowrank/identity_rows_weight.h"
+#include "lcomp/lowrank/kronecker_sum_weight.h"
+#include "lcomp/lowrank/morpheme_weight.h"
+#include "lcomp/lowrank/row_patch_weight.h"
 #include "lcomp/lowrank/tensor_train_weight.h"
 #include "lcomp/quant/codebook_weight.h"
 #include "lcomp/quant/llm_int8.h"
@@ -334,9 +337,14 @@ WeightPtr load_identity_rows(const StoredOperator& op, const StorageGroup& group
   }
 }
 
+template <class Kind>
+std::optional<StorageGroup> describe_kind(const char* format, const Weight& weight) {
+  if (dynamic_cast<const Kind*>(&weight) == nullptr) return std::nullopt;
+  return StorageGroup{.targets = {}, .scheme = {}, .format = format};
+}
+
 std::optional<StorageGroup> describe_tensor_train(const Weight& weight) {
-  if (dynamic_cast<const lowrank::TensorTrainWeight*>(&weight) == nullptr) return std::nullopt;
-  return StorageGroup{.targets = {}, .scheme = {}, .format = "lcomp-tensor-train"};
+  return describe_kind<lowrank::TensorTrainWeight>("lcomp-tensor-train", weight);
 }
 
 WeightPtr load_tensor_train(const StoredOperator& op, const StorageGroup&) {
@@ -348,6 +356,39 @@ WeightPtr load_tensor_train(const StoredOperator& op, const StorageGroup&) {
   parts.input_scale = op.read_if(".weight_tt_input_scale");
   return std::make_shared<TensorTrainWeight>(
       TensorTrainWeight::from_stored(std::move(parts), op.info().name));
+}
+
+std::optional<StorageGroup> describe_kronecker(const Weight& weight) {
+  return describe_kind<lowrank::KroneckerSumWeight>("lcomp-kronecker-sum", weight);
+}
+
+WeightPtr load_kronecker(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::KroneckerSumWeight;
+  return std::make_shared<KroneckerSumWeight>(KroneckerSumWeight::from_stored(
+      {op.read(".weight_kronecker_leaf"), op.read(".weight_kronecker_shape")}, op.info().name));
+}
+
+std::optional<StorageGroup> describe_morphemes(const Weight& weight) {
+  return describe_kind<lowrank::MorphemeWeight>("lcomp-morphemes", weight);
+}
+
+WeightPtr load_morphemes(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::MorphemeWeight;
+  return std::make_shared<MorphemeWeight>(
+      MorphemeWeight::from_stored({op.read(".weight_morpheme_tables"), op.read(".weight_morpheme_index"),
+                                   op.read(".weight_morpheme_shape")},
+                                  op.info().name));
+}
+
+std::optional<StorageGroup> describe_row_patch(const Weight& weight) {
+  return describe_kind<lowrank::RowPatchWeight>("lcomp-row-patch", weight);
+}
+
+WeightPtr load_row_patch(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::RowPatchWeight;
+  return std::make_shared<RowPatchWeight>(RowPatchWeight::from_stored(
+      {op.read(".weight_patch_rows"), op.read(".weight_patch_values"), op.read(".weight_patch_shape")},
+      op.info().name));
 }
 
 using sparse::SparseFormat;
@@ -378,6 +419,12 @@ constexpr std::array kFormats = {
                  describe_product, 2, 16},
     WeightFormat{"lcomp-identity-rows", ".weight_pivots", io::StoredDtype::kI32, std::nullopt,
                  load_identity_rows, describe_identity_rows, 1, 1},
+    WeightFormat{"lcomp-kronecker-sum", ".weight_kronecker_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_kronecker, describe_kronecker},
+    WeightFormat{"lcomp-morphemes", ".weight_morpheme_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_morphemes, describe_morphemes},
+    WeightFormat{"lcomp-row-patch", ".weight_patch_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_row_patch, describe_row_patch},
     WeightFormat{"lcomp-tensor-train", ".weight_tt_shape", io::StoredDtype::kI64, std::nullopt,
                  load_tensor_train, describe_tensor_train},
     WeightFormat{"lcomp-tiled-csl", ".weight_tile_words", io::StoredDtype::kI32, std::nullopt,
