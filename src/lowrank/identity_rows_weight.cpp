@@ -8,7 +8,7 @@
 namespace lcomp::lowrank {
 
 IdentityRowsWeight::IdentityRowsWeight(const at::Tensor& pivots, WeightPtr rest) : rest_(std::move(rest)) {
-  const int64_t in = rest_->in_features(), out = rest_->out_features() + in;
+  const int64_t in = rest_->in_features();
   if (pivots.dim() != 1 || pivots.numel() != in || at::isFloatingType(pivots.scalar_type()) ||
       rest_->out_features() == 0) {
     throw InvalidArgument("IdentityRowsWeight",
@@ -17,9 +17,11 @@ IdentityRowsWeight::IdentityRowsWeight(const at::Tensor& pivots, WeightPtr rest)
                                       in, pivots.numel(), rest_->out_features()));
   }
   pivots_ = pivots.to(at::kInt).contiguous();
+  const int64_t out = rest_->out_features() + (pivots_ >= 0).sum().item<int64_t>();
   std::vector<int64_t> places(static_cast<size_t>(out), -1);
   for (int64_t i = 0; i < in; ++i) {
     const int64_t row = pivots_.data_ptr<int32_t>()[i];
+    if (row == -1) continue;
     if (row < 0 || row >= out || places[static_cast<size_t>(row)] != -1) {
       throw InvalidArgument("IdentityRowsWeight",
                             fmt::format("pivots must be different rows below {}; one is {}", out, row));

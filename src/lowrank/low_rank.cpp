@@ -9,6 +9,7 @@
 #include "core/one_thread.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/product_weight.h"
+#include "lcomp/core/shared_weight.h"
 #include "lcomp/core/weight_error.h"
 #include "lcomp/linalg/cholesky.h"
 #include "lcomp/lowrank/identity_rows_weight.h"
@@ -100,6 +101,27 @@ at::Tensor solved_for(const at::Tensor& basis, const at::Tensor& rows) {
   if (failed.item<int>() != 0)
     throw NumericalError("factored_weight", "the pivot rows must be independent; the factor lacks rank");
   return solution.t().contiguous();
+}
+
+/// The rows [first, first + count) of a stacked matrix.
+struct OwnRows {
+  at::Tensor
+      pivots;       // int64 [rank]: which of them is a pivot, counted from `first`; -1: it is not among them
+  at::Tensor rest;  // int64: the others, counted from 0
+};
+
+OwnRows own_rows(const std::vector<int64_t>& pivots, int64_t rank, int64_t first, int64_t count) {
+  std::vector<int64_t> own(static_cast<size_t>(rank), -1), rest;
+  std::vector<bool> is_pivot(static_cast<size_t>(count), false);
+  for (size_t i = 0; i < pivots.size(); ++i) {
+    if (pivots[i] < first || pivots[i] >= first + count) continue;
+    own[i] = pivots[i] - first;
+    is_pivot[static_cast<size_t>(own[i])] = true;
+  }
+  for (int64_t row = 0; row < count; ++row) {
+    if (!is_pivot[static_cast<size_t>(row)]) rest.push_back(first + row);
+  }
+  return {at::tensor(own, at::kLong), at::tensor(rest, at::kLong)};
 }
 
 }  // namespace
@@ -279,29 +301,52 @@ int64_t largest_rank(Form form, int64_t out, int64_t in, int64_t size, int64_t m
   return low * multiple;
 }
 
+std::vector<WeightPtr> shared_factored_weights(const Factors& factors, Form form,
+                                               const std::vector<StackedRows>& operators,
+                                               const StoreFactor& store, const at::Tensor& target,
+                                               const InputMetric* metric) {
+  const int64_t out = factors.left.size(0), rank = factors.left.size(1);
+  std::vector<int64_t> pivots;  // ascending; of the pivoted form
+  if (form == Form::kPivoted && rank < out) {
+    pivots = linalg::pivot_rows(factors.left);
+    pivots.resize(static_cast<size_t>(rank));
+    std::sort(pivots.begin(), pivots.end());
+  }
+  at::Tensor basis, right_values = factors.right;
+  if (!pivots.empty()) {
+    basis = factors.left.index_select(0, at::tensor(pivots, at::kLong));
+    right_values = product(basis, factors.right, nullptr);
+  }
+  std::vector<OwnRows> shares;
+  int64_t first = 0;
+  for (const StackedRows& op : operators) {
+    shares.push_back(own_rows(pivots, rank, first, op.rows));
+    if (shares.back().rest.numel() == 0) return {};
+    first += op.rows;
+  }
+  const WeightPtr right = store(right_values, nullptr);
+  std::vector<WeightPtr> weights;
+  for (size_t i = 0; i < operators.size(); ++i) {
+    const OwnRows& own = shares[i];
+    Factors rest{factors.left.index_select(0, own.rest), right_values, {}};
+    if (basis.defined()) rest.left = solved_for(basis, rest.left);
+    if (metric != nullptr) {
+      rest.right = right->dense().to(at::kDouble);
+      update_left(rest, target.index_select(0, own.rest), *metric);
+    }
+    WeightPtr left = store(rest.left, right.get());
+    if (!pivots.empty()) left = std::make_shared<IdentityRowsWeight>(own.pivots, std::move(left));
+    WeightPtr shared = right;
+    if (i > 0)
+      shared = std::make_shared<SharedWeight>(ProductWeight::factor_name(operators[0].name, 1), right);
+    weights.push_back(std::make_shared<ProductWeight>(std::vector<WeightPtr>{left, shared}));
+  }
+  return weights;
+}
+
 WeightPtr factored_weight(const Factors& factors, Form form, const StoreFactor& store,
                           const at::Tensor& target, const InputMetric* metric) {
-  const int64_t out = factors.left.size(0), rank = factors.left.size(1);
-  at::Tensor rows = at::arange(out, at::kLong), pivots;
-  Factors stored{factors.left, factors.right, {}};
-  if (form == Form::kPivoted && rank < out) {
-    std::vector<int64_t> order = linalg::pivot_rows(factors.left);
-    std::sort(order.begin(), order.begin() + rank);
-    std::sort(order.begin() + rank, order.end());
-    pivots = at::tensor(order, at::kLong).narrow(0, 0, rank);
-    rows = at::tensor(order, at::kLong).narrow(0, rank, out - rank);
-    const at::Tensor basis = factors.left.index_select(0, pivots);
-    stored.left = solved_for(basis, factors.left.index_select(0, rows));
-    stored.right = product(basis, factors.right, nullptr);
-  }
-  const WeightPtr right = store(stored.right, nullptr);
-  if (metric != nullptr) {
-    stored.right = right->dense().to(at::kDouble);
-    update_left(stored, target.index_select(0, rows), *metric);
-  }
-  WeightPtr left = store(stored.left, right.get());
-  if (pivots.defined()) left = std::make_shared<IdentityRowsWeight>(pivots, std::move(left));
-  return std::make_shared<ProductWeight>(std::vector{left, right});
+  return shared_factored_weights(factors, form, {{"", factors.left.size(0)}}, store, target, metric).at(0);
 }
 
 }  // namespace lcomp::lowrank

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "lcomp/core/error.h"
+#include "lcomp/core/product_weight.h"
 #include "model/factor_steps.h"
 #include "model/kernels.h"
 #include "model/rotary.h"
@@ -34,16 +35,28 @@ struct OperatorKernel {
     for (const FactorStep& step : steps) matrices.emplace_back(std::vector{step.matrix->dense()}, precision);
   }
 
-  /// y [tokens, out] = x W^T.
-  at::Tensor run(const Weight& weight, const at::Tensor& x, linalg::Scratch& scratch) const {
+  /// y [tokens, out] = x W^T. `first` is what the first step gives, where another operator of the group has
+  /// made it, or is left with it.
+  at::Tensor run(const Weight& weight, const at::Tensor& x, linalg::Scratch& scratch,
+                 at::Tensor& first) const {
     if (steps.empty()) return weight.apply(x);
     at::Tensor y = x;
     for (size_t i = 0; i < steps.size(); ++i) {
-      at::Tensor product = at::empty({x.size(0), matrices[i].out_features()}, at::kFloat);
-      matrices[i].multiply(y.data_ptr<float>(), x.size(0), product.data_ptr<float>(), false, scratch);
+      at::Tensor product = i == 0 ? first : at::Tensor();
+      if (!product.defined()) {
+        product = at::empty({x.size(0), matrices[i].out_features()}, at::kFloat);
+        matrices[i].multiply(y.data_ptr<float>(), x.size(0), product.data_ptr<float>(), false, scratch);
+      }
+      if (i == 0) first = product;
       y = steps[i].output(y, product);
     }
     return y;
+  }
+
+  /// The name under which the factor of the first step is stored.
+  std::string first_factor(const std::string& op) const {
+    if (!steps.empty() && !steps[0].owner.empty()) return steps[0].owner;
+    return ProductWeight::factor_name(op, steps.empty() ? 0 : steps.size() - 1);
   }
 
   std::vector<FactorStep> steps;
@@ -279,10 +292,13 @@ void Block::multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::
   const int64_t tokens = x.size(0);
   int64_t width = 0;
   for (const size_t op : members) width += ops_[op].info.out_features;
+  std::map<std::string, at::Tensor> first_products;  // by the name of the factor
   for (size_t i = 0; i < members.size(); ++i) {
     const LinearOp& op = ops_[members[i]];
     const int64_t out = op.info.out_features;
-    const at::Tensor part = kernels_->apart[group][i].run(*op.weight, x, scratch);
+    const OperatorKernel& kernel = kernels_->apart[group][i];
+    at::Tensor& first = first_products[kernel.first_factor(op.info.name)];
+    const at::Tensor part = kernel.run(*op.weight, x, scratch, first);
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(part.data_ptr<float>() + t * out, out, y + t * width);
     y += out;
   }
@@ -355,7 +371,8 @@ void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& sc
   if (const linalg::PackedMatrix* packed = kernels_->packed[group].get()) {
     packed->multiply(state.work.data_ptr<float>(), tokens, hidden, true, scratch);
   } else {
-    const at::Tensor y = kernels_->apart[group][0].run(*op.weight, state.work, scratch);
+    at::Tensor first;
+    const at::Tensor y = kernels_->apart[group][0].run(*op.weight, state.work, scratch, first);
     kernels::add(y.data_ptr<float>(), y.numel(), hidden);
   }
   if (op.bias.defined()) kernels::add_bias(op.bias.data_ptr<float>(), tokens, op.info.out_features, hidden);

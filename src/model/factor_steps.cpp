@@ -3,22 +3,25 @@
 #include <ATen/ATen.h>
 
 #include "lcomp/core/product_weight.h"
+#include "lcomp/core/shared_weight.h"
 #include "lcomp/lowrank/identity_rows_weight.h"
 
 namespace lcomp::model {
 namespace {
 
 FactorStep step_of(const Weight& weight) {
-  const auto* pivoted = dynamic_cast<const lowrank::IdentityRowsWeight*>(&weight);
-  if (pivoted == nullptr) return {&weight, {}};
-  return {pivoted->rest().get(), pivoted->places()};
+  if (const auto* pivoted = dynamic_cast<const lowrank::IdentityRowsWeight*>(&weight))
+    return {pivoted->rest().get(), pivoted->places(), {}};
+  if (const auto* shared = dynamic_cast<const SharedWeight*>(&weight))
+    return {shared->weight().get(), {}, shared->owner()};
+  return {&weight, {}, {}};
 }
 
 }  // namespace
 
 at::Tensor FactorStep::output(const at::Tensor& input, const at::Tensor& product) const {
   if (!places.defined()) return product;
-  const int64_t tokens = input.size(0), kept = input.size(1), made = product.size(1), out = kept + made;
+  const int64_t tokens = input.size(0), kept = input.size(1), made = product.size(1), out = places.numel();
   at::Tensor both = at::empty({tokens, out}, at::kFloat);
   const int64_t* from = places.data_ptr<int64_t>();
   for (int64_t t = 0; t < tokens; ++t) {
@@ -35,7 +38,7 @@ bool runs_by_itself(const Weight& weight) {
 }
 
 std::vector<FactorStep> factor_steps(const Weight& weight) {
-  if (!runs_by_itself(weight)) return {{&weight, {}}};
+  if (!runs_by_itself(weight)) return {{&weight, {}, {}}};
   const auto* product = dynamic_cast<const ProductWeight*>(&weight);
   if (product == nullptr) return {};
   std::vector<FactorStep> steps;

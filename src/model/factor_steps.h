@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <vector>
 
 #include "lcomp/core/weight.h"
@@ -13,6 +14,8 @@ struct FactorStep {
   const Weight* matrix = nullptr;
   /// Of a pivoted factor (`lowrank::IdentityRowsWeight`): where each output is in (input, product).
   at::Tensor places;
+  /// Of a factor that is stored with another operator: under this name.
+  std::string owner;
 
   /// What the step makes of its input and the product, both [tokens, .].
   at::Tensor output(const at::Tensor& input, const at::Tensor& product) const;

@@ -7,6 +7,7 @@
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/product_weight.h"
+#include "lcomp/core/shared_weight.h"
 #include "lcomp/core/sum_weight.h"
 #include "lcomp/lowrank/identity_rows_weight.h"
 #include "lcomp/lowrank/kronecker_sum_weight.h"
@@ -337,6 +338,21 @@ WeightPtr load_identity_rows(const StoredOperator& op, const StorageGroup& group
   }
 }
 
+std::optional<StorageGroup> describe_shared(const Weight& weight) {
+  const auto* shared = dynamic_cast<const SharedWeight*>(&weight);
+  if (shared == nullptr) return std::nullopt;
+  return composed_group("lcomp-shared", {shared->weight()});
+}
+
+WeightPtr load_shared(const StoredOperator& op, const StorageGroup& group) {
+  const at::Tensor text = op.read_codes(".weight_shared_with");
+  std::string owner(reinterpret_cast<const char*>(text.data_ptr<uint8_t>()),
+                    static_cast<size_t>(text.numel()));
+  if (owner.empty()) throw CorruptFile(op.tensor(".weight_shared_with"), "must name a weight; it is empty");
+  WeightPtr weight = load_part(op.part(owner), group.parts.at(0));
+  return std::make_shared<SharedWeight>(std::move(owner), std::move(weight));
+}
+
 template <class Kind>
 std::optional<StorageGroup> describe_kind(const char* format, const Weight& weight) {
   if (dynamic_cast<const Kind*>(&weight) == nullptr) return std::nullopt;
@@ -419,6 +435,8 @@ constexpr std::array kFormats = {
                  describe_product, 2, 16},
     WeightFormat{"lcomp-identity-rows", ".weight_pivots", io::StoredDtype::kI32, std::nullopt,
                  load_identity_rows, describe_identity_rows, 1, 1},
+    WeightFormat{"lcomp-shared", ".weight_shared_with", io::StoredDtype::kU8, std::nullopt, load_shared,
+                 describe_shared, 1, 1},
     WeightFormat{"lcomp-kronecker-sum", ".weight_kronecker_shape", io::StoredDtype::kI64, std::nullopt,
                  load_kronecker, describe_kronecker},
     WeightFormat{"lcomp-morphemes", ".weight_morpheme_shape", io::StoredDtype::kI64, std::nullopt,

@@ -5,6 +5,7 @@
 
 #include "lcomp/core/error.h"
 #include "lcomp/core/product_weight.h"
+#include "lcomp/core/shared_weight.h"
 #include "lcomp/core/sum_weight.h"
 #include "lcomp/lowrank/identity_rows_weight.h"
 #include "lcomp/lowrank/low_rank.h"
@@ -187,6 +188,33 @@ TEST_CASE("sums of a quantized or sparse and a low-rank part", "[pipeline][lowra
   REQUIRE(static_cast<double>(left) <= 0.5 * static_cast<double>(all));
   const auto& sum = dynamic_cast<const SumWeight&>(*read_back(dir / "oats").begin()->second);
   REQUIRE(dynamic_cast<const ProductWeight*>(sum.parts()[1].get()) != nullptr);
+}
+
+TEST_CASE("operators share the factor that reads their input where that loses less", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  for (const char* form : {"pair", "pivoted"}) {
+    CAPTURE(form);
+    const Json more = {{"removed", 0.5}, {"form", form}, {"mismatch", "none"}};
+    Json sharing = more;
+    sharing["share"] = "auto";
+    const std::string name = form;
+    const auto apart = test::run(factor_job(dir / (name + " apart"), "svd_llm", more));
+    const auto shared = test::run(factor_job(dir / name, "svd_llm", sharing));
+    REQUIRE(total_loss(shared) < total_loss(apart));
+    REQUIRE(shared.totals.numbers_after <= apart.totals.numbers_after);
+    int sharers = 0;
+    for (const auto& [op, weight] : read_back(dir / name)) {
+      const auto& product = dynamic_cast<const ProductWeight&>(*weight);
+      const auto* with = dynamic_cast<const SharedWeight*>(product.factors()[1].get());
+      if (with == nullptr) continue;
+      ++sharers;
+      REQUIRE(with->bytes() == static_cast<int64_t>(with->owner().size()));
+      REQUIRE_THAT(with->owner(), Catch::EndsWith(".weight_factor1"));
+    }
+    REQUIRE(sharers > 0);
+    Observer silent;
+    REQUIRE(pipeline::verify(dir / name, silent).passed);
+  }
 }
 
 TEST_CASE("tensor trains as a job: sizes as planned, read back, worse than the best factors",

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -139,6 +140,20 @@ using StoreFactor = std::function<WeightPtr(const at::Tensor& values, const Weig
 /// stored (`update_left`).
 WeightPtr factored_weight(const Factors& factors, Form form, const StoreFactor& store,
                           const at::Tensor& target = {}, const InputMetric* metric = nullptr);
+
+/// An operator whose outputs are some of the rows of a stacked matrix.
+struct StackedRows {
+  std::string name;  ///< of the operator
+  int64_t rows = 0;
+};
+
+/// The same for factors of several matrices below each other that read one input: each operator gets its rows
+/// of A, and B is stored with the first and shared by the others (`SharedWeight`). Empty where, pivoted, an
+/// operator would consist of pivots alone. The sizes of A B as one matrix count (`factored_size`).
+std::vector<WeightPtr> shared_factored_weights(const Factors& factors, Form form,
+                                               const std::vector<StackedRows>& operators,
+                                               const StoreFactor& store, const at::Tensor& target = {},
+                                               const InputMetric* metric = nullptr);
 
 }  // namespace lcomp::lowrank
 

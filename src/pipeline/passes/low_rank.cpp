@@ -155,6 +155,50 @@ class LowRankPass : public TargetPass {
     return result;
   }
 
+  /// One pair of factors for all of them, of as many numbers as they would take by themselves, where that
+  /// loses less.
+  std::vector<MatrixResult> solve_together(const model::Block& block, const std::vector<Target>& targets,
+                                           at::ScalarType model_dtype, ThreadPool* pool) const override {
+    if (targets.size() < 2) return {};
+    const PassOptions& settings = *targets[0].settings;
+    const auto& ranks = settings.part<RankOptions>();
+    const bool alike = std::all_of(targets.begin(), targets.end(), [&](const Target& t) {
+      return t.settings->part<RankOptions>().share == ShareFactor::kAuto;
+    });
+    if (!alike || family_.metric != moment_metric || own_moment(block.ops()[targets[0].op], targets[0]))
+      return {};
+    const InputMetric& moment = *targets[0].shared->metric();
+    Target stacked = targets[0];
+    std::vector<at::Tensor> weights;
+    std::vector<lowrank::StackedRows> names;
+    int64_t size = 0;
+    double apart = 0;
+    for (const Target& t : targets) {
+      const auto& own = t.settings->part<RankOptions>();
+      const int64_t out = t.weight.size(0), in = t.weight.size(1), rank = own.rank_of(out, in);
+      size += rank > 0 ? lowrank::factored_size(own.form, out, in, rank) : out * in;
+      if (rank > 0) apart += factor(t, &moment, rank, pool).tail;
+      weights.push_back(t.weight);
+      names.push_back({block.ops()[t.op].info.name, out});
+    }
+    stacked.weight = at::cat(weights);
+    const int64_t out = stacked.weight.size(0), in = stacked.weight.size(1);
+    const int64_t rank = lowrank::largest_rank(ranks.form, out, in, size, ranks.rank_multiple);
+    if (rank == 0 || lowrank::factored_size(ranks.form, out, in, rank) >= out * in) return {};
+    const Factors factors = factor(stacked, &moment, rank, pool);
+    if (factors.tail >= apart) return {};
+    const FactorStore store(settings.part<FactorOptions>(), &moment, model_dtype);
+    std::vector<MatrixResult> results;
+    for (WeightPtr& weight :
+         lowrank::shared_factored_weights(factors, ranks.form, names, store, stacked.weight, &moment)) {
+      const Target& target = targets[results.size()];
+      MatrixResult& result = results.emplace_back();
+      result.weight = std::move(weight);
+      result.row.loss = moment.loss(target.weight - result.weight->dense(), pool);
+    }
+    return results;
+  }
+
   /// The metric of an operator that has one of its own, in place of the second moment of the group.
   virtual std::optional<InputMetric> own_moment(const model::LinearOp&, const Target&) const {
     return std::nullopt;

@@ -225,6 +225,10 @@ void RankOptions::visit(FieldVisitor& v) {
   v.field("solver", solver,
           "how the strongest directions are found: eigenvalues of the smaller Gram matrix (auto, gram), "
           "singular values (exact), or a random subspace with power iterations (randomized)");
+  v.field(
+      "share", share,
+      "whether q, k and v, or gate and up, share the factor that reads their common input: auto where the "
+      "same numbers then lose less of their outputs");
   v.field("allocation", allocation,
           "how ranks are shared out among the operators: the same share removed from all, the same share "
           "of the outputs' energy kept, one threshold on the estimated loss of the model (sensitivity), or "
@@ -317,6 +321,7 @@ PlannedWeight plan_factors(const PassOptions& options, const char* method, const
   }
   PlannedWeight planned = plan_factored(options.part<FactorOptions>(), ranks.form, rank, method, op);
   if (allocated) planned.scheme = fmt::format("about {}, by {}", planned.scheme, name_of(ranks.allocation));
+  if (ranks.share == ShareFactor::kAuto) planned.scheme += ", or a shared factor";
   return planned;
 }
 

@@ -15,12 +15,19 @@ enum class RankAllocation {
   kBudget,       ///< the least sum of estimated losses (`allocate_amounts`)
 };
 
+/// Whether operators that read one input may share the factor that reads it.
+enum class ShareFactor {
+  kNone,
+  kAuto,  ///< where as many numbers lose less so
+};
+
 struct RankOptions {
   double removed = 0.2;
   int64_t rank = 0;
   int64_t rank_multiple = 1;
   lowrank::Form form = lowrank::Form::kPivoted;
   lowrank::Solver solver = lowrank::Solver::kAuto;
+  ShareFactor share = ShareFactor::kNone;
   RankAllocation allocation = RankAllocation::kUniform;
   double max_removed = 1;
   Sensitivity sensitivity = Sensitivity::kModelLoss;
@@ -79,6 +86,10 @@ void add_rank_allocation(MethodInfo& info, calib::Needs needs, FullFactors full)
 }  // namespace lcomp::pipeline
 
 namespace lcomp {
+template <>
+struct EnumNames<pipeline::ShareFactor> {
+  static constexpr std::array<std::string_view, 2> names = {"none", "auto"};
+};
 template <>
 struct EnumNames<pipeline::RankAllocation> {
   static constexpr std::array<std::string_view, 4> names = {"uniform", "energy", "sensitivity", "budget"};

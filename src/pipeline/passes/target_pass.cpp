@@ -38,13 +38,8 @@ at::Tensor TargetPass::correction(const model::Block& block, size_t group, const
 
 void TargetPass::compress(model::Block& block, size_t group, const calib::InputStats& stats,
                           PassContext& context) const {
-  struct Solved {
-    Target target;
-    MatrixResult result = {};
-    double seconds = 0;
-  };
   const GroupMoment shared(stats);
-  std::vector<Solved> all;
+  std::vector<Target> all;
   std::map<const PassOptions*, at::Tensor> corrections;
   const std::vector<size_t>& members = block.groups()[group].operators;
   for (size_t k = 0; k < members.size(); ++k) {
@@ -55,25 +50,40 @@ void TargetPass::compress(model::Block& block, size_t group, const calib::InputS
       corrections[settings] = correction(block, group, *settings, stats, context);
     at::Tensor weight = op.weight->dense().to(at::kDouble);
     if (corrections[settings].defined()) weight = weight + weight.mm(corrections[settings]);
-    all.push_back({{members[k], of_operator(stats, k), settings, weight, &shared}});
+    all.push_back({members[k], of_operator(stats, k), settings, weight, &shared});
   }
+  std::vector<double> seconds(all.size());
+  const Stopwatch together;
+  std::vector<MatrixResult> results = solve_together(block, all, context.model_dtype, &context.pool);
+  if (results.empty()) {
+    results = solve_each(block, all, seconds, context);
+  } else {
+    seconds.assign(all.size(), together.seconds() / static_cast<double>(all.size()));
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    finish(block, all[i], results[i]);
+    replace_and_report(block, all[i].op, std::move(results[i]), name_, seconds[i], stats, context);
+  }
+}
+
+/// Each operator on one thread, or a lone one on all: LAPACK's share runs on one anyway.
+std::vector<MatrixResult> TargetPass::solve_each(const model::Block& block,
+                                                 const std::vector<Target>& targets,
+                                                 std::vector<double>& seconds, PassContext& context) const {
+  std::vector<MatrixResult> results(targets.size());
   const auto solve_at = [&](int64_t i, ThreadPool* pool) {
-    Solved& s = all[static_cast<size_t>(i)];
+    const auto at = static_cast<size_t>(i);
     const Stopwatch watch;
-    s.result = solve(block.ops()[s.target.op], s.target, context.model_dtype, pool);
-    s.seconds = watch.seconds();
+    results[at] = solve(block.ops()[targets[at].op], targets[at], context.model_dtype, pool);
+    seconds[at] = watch.seconds();
   };
-  // Each operator on one thread, or a lone one on all: LAPACK's share runs on one anyway.
-  if (all.size() == 1) {
+  if (targets.size() == 1) {
     solve_at(0, &context.pool);
   } else {
-    context.pool.parallel_for(static_cast<int64_t>(all.size()),
+    context.pool.parallel_for(static_cast<int64_t>(targets.size()),
                               [&](int64_t i, int) { solve_at(i, nullptr); });
   }
-  for (Solved& s : all) {
-    finish(block, s.target, s.result);
-    replace_and_report(block, s.target.op, std::move(s.result), name_, s.seconds, stats, context);
-  }
+  return results;
 }
 
 }  // namespace lcomp::pipeline

@@ -50,12 +50,19 @@ class TargetPass : public Pass {
  protected:
   virtual MatrixResult solve(const model::LinearOp& op, const Target& target, at::ScalarType model_dtype,
                              ThreadPool* pool) const = 0;
+  /// Results of several operators of a group that are solved as one, in their order; empty to solve each.
+  virtual std::vector<MatrixResult> solve_together(const model::Block&, const std::vector<Target>&,
+                                                   at::ScalarType /*model_dtype*/, ThreadPool*) const {
+    return {};
+  }
   /// What else than the matrix changes, before it is replaced.
   virtual void finish(model::Block&, const Target&, const MatrixResult&) const {}
 
   calib::Needs needs_;
 
  private:
+  std::vector<MatrixResult> solve_each(const model::Block& block, const std::vector<Target>& targets,
+                                       std::vector<double>& seconds, PassContext& context) const;
   at::Tensor correction(const model::Block& block, size_t group, const PassOptions& settings,
                         const calib::InputStats& stats, const PassContext& context) const;
 
