@@ -30,6 +30,7 @@ MethodTable builtin_methods() {
   table.add(lqer_method());
   table.add(oats_method());
   table.add(tensor_train_method());
+  table.add(tucker_heads_method());
   return table;
 }
 

@@ -91,6 +91,16 @@ int64_t input_step(const model::Architecture& architecture, const OperatorPlan& 
   return 0;
 }
 
+bool belongs_to_attention(const model::Architecture& architecture, const OperatorPlan& op) {
+  using model::OperatorRole;
+  for (const model::OperatorInfo& info : architecture.operators(op.block)) {
+    if (info.name != op.name) continue;
+    return info.role != OperatorRole::kGate && info.role != OperatorRole::kUp &&
+           info.role != OperatorRole::kDown;
+  }
+  return false;
+}
+
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
 /// pass.
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
@@ -119,7 +129,8 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
           }
         }
         const PlannedWeight planned =
-            method.plan_weight(*settings, {op.name, op.out_features, op.in_features, model.dtype()});
+            method.plan_weight(*settings, {op.name, op.out_features, op.in_features, model.dtype(),
+                                           belongs_to_attention(model.architecture(), op)});
         op.scheme = planned.scheme;
         op.bytes_after = static_cast<int64_t>(static_cast<double>(planned.bytes_after) * left[i]);
         left[i] *= planned.kept;

@@ -214,6 +214,7 @@ void Run::write_outer_tensors() {
     return;
   }
   BlockRecord record;
+  record.widths = model_.architecture().widest();
   if (job_.embedding) store_embedding(record);
   const PhaseClock::Scope scope(clock_, "write");
   for (const std::string& name : model_.outer_tensors()) {

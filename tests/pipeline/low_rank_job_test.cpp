@@ -11,6 +11,7 @@
 #include "lcomp/lowrank/low_rank.h"
 #include "lcomp/lowrank/tensor_train_weight.h"
 #include "lcomp/model/model.h"
+#include "lcomp/pipeline/export.h"
 #include "lcomp/pipeline/planner.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "pipeline/child_runs.h"
@@ -215,6 +216,77 @@ TEST_CASE("operators share the factor that reads their input where that loses le
     Observer silent;
     REQUIRE(pipeline::verify(dir / name, silent).passed);
   }
+}
+
+TEST_CASE("heads in common bases: exact at full ranks, smaller below, and read back", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  const auto tucker = [](double hidden, double head) {
+    return Json{{"targets", {"self_attn.*"}}, {"hidden_share", hidden}, {"head_share", head}};
+  };
+  const auto full = test::run(factor_job(dir / "full", "tucker_heads", tucker(1, 1)));
+  for (const auto& row : full.operators) REQUIRE(row.weight_error.value() < 0.02);
+  const auto report = test::run(factor_job(dir / "out", "tucker_heads", tucker(0.4, 0.75)));
+  REQUIRE(report.operators.size() == 16);
+  REQUIRE(report.totals.numbers_after < report.totals.parameters);
+  for (const auto& row : report.operators) REQUIRE(row.activation_error.value() < 1);
+  const auto weights = read_back(dir / "out");
+  const auto& key = dynamic_cast<const ProductWeight&>(*weights.at("model.layers.0.self_attn.k_proj"));
+  const auto& basis = dynamic_cast<const SharedWeight&>(*key.factors()[2]);
+  REQUIRE(basis.owner() == "model.layers.0.self_attn.q_proj.weight_factor2");
+  Observer silent;
+  REQUIRE(pipeline::verify(dir / "out", silent).passed);
+}
+
+TEST_CASE("an embedding is compressed with its tied head, calibrated on, verified, exported and continued",
+          "[pipeline][lowrank][embedding]") {
+  const test::TempDir dir;
+  for (const char* method : {"low_rank", "tensor_train", "word2ketxs", "morphte"}) {
+    CAPTURE(method);
+    const std::string name = method;
+    Json job = test::job_with(dir / name, Json::array({factor("svd_llm", {{"removed", 0.1}})}));
+    job["embedding"] = {{"method", method}, {"ratio", 4}, {"sweeps", 3}, {"exceptions", 20}};
+    test::Watcher watcher;
+    const auto report = test::run(job, watcher);
+    const auto model = model::Model::open(dir / name);
+    REQUIRE(model.compressed_embedding() != nullptr);
+    const int64_t elements = model.architecture().vocab_size * model.architecture().hidden_size;
+    REQUIRE(4 * model.compressed_embedding()->parameters() <= elements);
+    REQUIRE(report.operators.front().name == "model.embed_tokens");
+    REQUIRE(report.operators.front().bytes_after == model.compressed_embedding()->bytes());
+    // Embedding and head are the same table.
+    const at::Tensor rows = model.compressed_embedding()->rows(at::tensor({7, 0, 7}, at::kLong));
+    REQUIRE(model.embed(std::vector<int64_t>{7, 0, 7}).equal(rows));
+    REQUIRE(model.head_rows(7, 1)[0].equal(rows[0]));
+    REQUIRE(model.warnings().empty());
+    Observer silent;
+    REQUIRE(pipeline::verify(dir / name, silent).passed);
+    Json again = job;
+    again["output"] = (dir / (name + "-killed")).string();
+    REQUIRE(test::run_in_child(again, watcher.signs / 2).killed);
+    test::run(again);
+    REQUIRE(test::weights_hash(dir / (name + "-killed")) == test::weights_hash(dir / name));
+    pipeline::export_model(dir / name, dir / (name + "-dense"), {}, silent);
+    const auto dense = model::Model::open(dir / (name + "-dense"));
+    REQUIRE(dense.compressed_embedding() == nullptr);
+    const at::Tensor plain = dense.embed(std::vector<int64_t>{7, 0, 7});
+    REQUIRE((plain - rows).abs().max().item<float>() <= 0.01 * rows.abs().max().item<float>());
+  }
+}
+
+TEST_CASE("embeddings: what cannot work is refused", "[pipeline][lowrank][embedding]") {
+  const test::TempDir dir;
+  const auto refusal = [&](const Json& embedding) {
+    Json job = test::job_with(dir / "out", Json::array());
+    job.erase("passes");
+    job["embedding"] = embedding;
+    return test::error_text([&] { test::run(job); });
+  };
+  CHECK_THAT(refusal({{"ratio", 0.5}}), Catch::Contains("/embedding/ratio"));
+  CHECK_THAT(refusal({{"method", "tt"}}), Catch::Contains("must be one of low_rank, tensor_train"));
+  CHECK_THAT(refusal({{"ratio", 100000}}), Catch::Contains("must leave"));
+  CHECK_THAT(refusal({{"exceptions", 1 << 20}}), Catch::Contains("must be fewer than the"));
+  CHECK_THAT(refusal({{"method", "morphte"}, {"segments", "/nowhere.json"}}),
+             Catch::Contains("/nowhere.json"));
 }
 
 TEST_CASE("tensor trains as a job: sizes as planned, read back, worse than the best factors",

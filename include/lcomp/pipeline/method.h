@@ -105,6 +105,7 @@ struct PlannedOperator {
   int64_t out_features = 0;
   int64_t in_features = 0;
   c10::ScalarType dtype = c10::ScalarType::Float;  ///< of the model's weights
+  bool attends = false;                            ///< q, k, v or o
 };
 
 /// What a method will make of it.

@@ -102,6 +102,7 @@ MethodInfo pca_method();
 MethodInfo lqer_method();
 MethodInfo oats_method();
 MethodInfo tensor_train_method();
+MethodInfo tucker_heads_method();
 
 }  // namespace lcomp::pipeline
 
