@@ -20,6 +20,9 @@ namespace {
 /// Rows of a product that one piece of work makes.
 constexpr int64_t kRowsOfProduct = 128;
 
+/// Eigenvalues above this share of the largest give vectors that are orthogonal to 1e-8.
+constexpr double kSafeRatio = 1e-8;
+
 /// a b, float64, in pieces of rows.
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, ThreadPool* pool) {
   at::Tensor out = at::empty({a.size(0), b.size(1)}, at::kDouble);
@@ -79,9 +82,14 @@ Directions by_eigenvalues(const at::Tensor& w, const InputMetric& metric, int64_
   const at::Tensor scaled = metric.scaled(w, pool);
   const at::Tensor gram = product(scaled.t().contiguous(), scaled, pool);
   linalg::Eigen eigen = linalg::largest_eigen(gram, rank);
-  at::Tensor columns = product(scaled, eigen.vectors.t().contiguous(), pool);
-  // Once more, since those of small eigenvalues lose orthogonality by the square.
-  at::Tensor rows = linalg::orthonormal_columns(columns).t().contiguous();
+  const at::Tensor columns = product(scaled, eigen.vectors.t().contiguous(), pool);
+  // They lose orthogonality as the square of what their eigenvalues lose to the largest.
+  at::Tensor rows;
+  if (eigen.values.back() > kSafeRatio * eigen.values.front()) {
+    rows = (columns / at::tensor(eigen.values, at::kDouble).sqrt()).t().contiguous();
+  } else {
+    rows = linalg::orthonormal_columns(columns).t().contiguous();
+  }
   return {std::move(rows), std::move(eigen.values), gram.trace().item<double>()};
 }
 
