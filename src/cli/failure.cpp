@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <new>
 #include <sstream>
+#include <string_view>
 
 #include "io/descriptor.h"
 #include "lcomp/core/error.h"
@@ -54,6 +55,12 @@ Failure failure_at_path(const std::filesystem::filesystem_error& error) {
   return failure;
 }
 
+/// LibTorch's own failure to allocate a tensor, which has no type of its own.
+bool is_out_of_memory(const c10::Error& error) {
+  return std::string_view(error.what_without_backtrace()).find("can't allocate memory") !=
+         std::string_view::npos;
+}
+
 }  // namespace
 
 Failure failure_of(const std::exception& error) {
@@ -64,13 +71,14 @@ Failure failure_of(const std::exception& error) {
   }
   if (const auto* at_path = dynamic_cast<const std::filesystem::filesystem_error*>(&error))
     return failure_at_path(*at_path);
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
+  const auto* torch = dynamic_cast<const c10::Error*>(&error);
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+      (torch != nullptr && is_out_of_memory(*torch))) {
     return {kResources,
             "resource",
-            {"the system has no more memory to give; a job's \"max_memory\" bounds its use"}};
+            {"out of memory: the system has no more to give; a job's \"max_memory\" bounds its use"}};
   }
   // LibTorch appends a stack trace to its texts.
-  const auto* torch = dynamic_cast<const c10::Error*>(&error);
   const std::string text = torch != nullptr ? torch->what_without_backtrace() : error.what();
   Failure failure{kBug, "internal", lines_of(text)};
   failure.messages.emplace_back(

@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 #include <omp.h>
 #include <sched.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
@@ -14,6 +16,12 @@
 #include <vector>
 
 #include "lcomp/core/error.h"
+
+// Of OpenBLAS, which exports them without a header; absent in other builds of it.
+extern "C" {
+__attribute__((weak)) void* blas_memory_alloc(int position);
+__attribute__((weak)) void blas_memory_free(void* buffer);
+}
 
 namespace lcomp {
 namespace {
@@ -64,6 +72,33 @@ class OneBlasThread {
  private:
   int before_ = openblas_get_num_threads();
 };
+
+/// Gives OpenBLAS the buffer that each of `threads` concurrent calls works in, while it can still fail: a
+/// call that finds none asks the system for one over and over until it has it, which ends no run that lacks
+/// address space. Buffers stay with OpenBLAS and serve all later pools.
+void take_blas_buffers(int threads) {
+  constexpr size_t kBufferBytes = (size_t{128} << 20) + 4096;
+  constexpr int kMostBuffers = 128;  // its table has room for twice as many
+  static std::mutex mutex;
+  static int taken = 0;
+  const std::lock_guard lock(mutex);
+  const int wanted = std::min(threads, kMostBuffers);
+  if (wanted <= taken || blas_memory_alloc == nullptr || blas_memory_free == nullptr) return;
+  const size_t bytes = static_cast<size_t>(wanted - taken) * kBufferBytes;
+  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) {
+    throw ResourceError(
+        "ThreadPool",
+        fmt::format("the address space must have room for the {} MB that OpenBLAS works in with "
+                    "{} threads; it has not (ulimit -v). Fewer threads need less",
+                    bytes / 1'000'000, threads));
+  }
+  munmap(room, bytes);
+  std::vector<void*> buffers;
+  for (int i = 0; i < wanted; ++i) buffers.push_back(blas_memory_alloc(0));
+  for (void* buffer : buffers) blas_memory_free(buffer);
+  taken = wanted;
+}
 
 }  // namespace
 
@@ -120,6 +155,7 @@ void ThreadPool::State::start(int threads) {
     throw ResourceError("ThreadPool", fmt::format("all of {} threads must start; the system started {} ({})",
                                                   threads, workers.size(), error.code().message()));
   }
+  take_blas_buffers(threads);
 }
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {

@@ -61,6 +61,8 @@ struct WeightFormat {
   size_t most_parts = 0;
 
   bool is_own() const { return name.starts_with("lcomp-"); }
+  /// Whether the group's scheme is the grid of its codes; of a code book only the bits mean something.
+  bool has_grid() const { return number_format && name != "lcomp-codebook"; }
   /// Whether the checkpoint has the operator `op` in this format.
   bool is_stored(const io::Checkpoint& checkpoint, const std::string& op) const;
 };

@@ -7,6 +7,7 @@
 #include "lcomp/core/error.h"
 #include "lcomp/io/tokenizer.h"
 #include "lcomp/model/model.h"
+#include "model/weight_formats.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -103,6 +104,43 @@ void load_blocks(const model::Model& model, Observer& observer) {
   observer.progress({"blocks", model.size(), model.size(), ""});
 }
 
+/// "lcomp-csr", "pack-quantized, int4 symmetric, groups of 64", "lcomp-sum of (lcomp-2-of-4) + (lcomp-csr)".
+std::string described(const model::StorageGroup& group) {
+  std::string text = group.format;
+  const model::WeightFormat* format = model::find_weight_format(group.format);
+  if (format != nullptr && format->has_grid()) {
+    text += ", " + group.scheme.describe();
+  } else if (format != nullptr && format->number_format) {
+    text += fmt::format(", {} bits", group.scheme.bits);
+  }
+  if (group.block_rows > 0) text += fmt::format(", shared by {} rows", group.block_rows);
+  if (group.input_activations) text += ", " + group.input_activations->describe();
+  std::vector<std::string> parts;
+  for (const model::StorageGroup& part : group.parts) parts.push_back(fmt::format("({})", described(part)));
+  return parts.empty() ? text : fmt::format("{} of {}", text, fmt::join(parts, " + "));
+}
+
+/// How many operators are stored in which way.
+std::vector<StoredKind> storage_of(const model::Model& model) {
+  std::vector<StoredKind> kinds;
+  for (int64_t block = 0; block < model.size(); ++block) {
+    for (const model::OperatorInfo& op : model.architecture().operators(block)) {
+      const model::StorageGroup* group = model.group_of(op);
+      StoredKind kind{"dense", "dense", 1};
+      if (group != nullptr) kind = {group->format, described(*group), 1};
+      const auto same = std::find_if(kinds.begin(), kinds.end(), [&](const StoredKind& known) {
+        return known.description == kind.description;
+      });
+      if (same == kinds.end()) {
+        kinds.push_back(std::move(kind));
+      } else {
+        ++same->operators;
+      }
+    }
+  }
+  return kinds;
+}
+
 InspectedModel describe(const model::Model& model, const fs::path& directory,
                         std::vector<std::string>& warnings) {
   const model::Architecture& architecture = model.architecture();
@@ -116,10 +154,8 @@ InspectedModel describe(const model::Model& model, const fs::path& directory,
   for (int64_t i = 0; i < model.size(); ++i) {
     found.operators += static_cast<int64_t>(architecture.operators(i).size());
   }
-  if (model.quantization()) {
-    for (const auto& group : model.quantization()->groups)
-      found.quantization.push_back(group.scheme.describe());
-  }
+  found.storage = storage_of(model);
+  found.widths = architecture.widths;
   if (fs::exists(directory / "tokenizer.json")) {
     found.tokenizer_hash = io::Tokenizer::from_file(directory / "tokenizer.json").hash();
   } else {

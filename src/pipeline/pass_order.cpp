@@ -5,6 +5,8 @@
 #include <optional>
 #include <set>
 
+#include "lcomp/pipeline/survey.h"
+#include "model/weight_formats.h"
 #include "pipeline/json_document.h"
 
 namespace lcomp::pipeline {
@@ -18,13 +20,35 @@ std::string kind_of(const std::string& name) {
   return name.substr(name.rfind('.') + 1);
 }
 
+/// Whether what a pass finds in this storage was pruned: sparse matrices, and sums of nothing else.
+bool is_sparse(const model::StorageGroup& group) {
+  if (!group.parts.empty())
+    return group.format == "lcomp-sum" && std::all_of(group.parts.begin(), group.parts.end(), is_sparse);
+  const model::WeightFormat* format = model::find_weight_format(group.format);
+  return format != nullptr && !format->number_format;
+}
+
+/// Whether the pass chooses its settings by a look at the whole model as it came. Settings that no survey can
+/// be made of are the planner's to refuse.
+bool has_survey(const MethodInfo& method, const PassOptions& entry, const model::Model& model) {
+  try {
+    return method.make_survey && method.make_survey(entry, model) != nullptr;
+  } catch (const InvalidArgument&) {
+    return false;
+  }
+}
+
 /// Walks through the passes and remembers what they did to each operator.
 class OrderCheck {
  public:
   OrderCheck(const Job& job, const MethodTable& methods, const model::Model& model)
       : job_(job), methods_(methods), model_(model) {
     for (int64_t block = 0; block < model.size(); ++block) {
-      for (const model::OperatorInfo& op : model.architecture().operators(block)) names_.push_back(op.name);
+      for (const model::OperatorInfo& op : model.architecture().operators(block)) {
+        const model::StorageGroup* group = model.group_of(op);
+        names_.push_back(op.name);
+        stored_sparse_.push_back(group != nullptr && is_sparse(*group) ? group->format : "");
+      }
     }
     quantized_by_.resize(names_.size());
     became_.resize(names_.size());
@@ -37,13 +61,15 @@ class OrderCheck {
     pass_ = p;
     said_.clear();
     method_ = &methods_.find(job_.passes[p].method);
+    const bool surveys = has_survey(*method_, *job_.passes[p].options, model_);
     for (size_t i = 0; i < names_.size(); ++i) {
       if (!settings[i]) continue;
       refuse_quantized(i, "");
       const Effect effect = effect_of(*method_, *settings[i]);
       if (effect.reads_gradients) refuse_transformed(i);
       if (!effect.keeps_zeros || effect.deletes_in_steps > 0) refuse_pruned(i);
-      if (effect.deletes_in_steps > 0 || effect.reads_gradients) refuse_narrowed(i);
+      if (!effect.keeps_zeros) refuse_stored_sparse(i);
+      if (effect.deletes_in_steps > 0 || effect.reads_gradients || surveys) refuse_narrowed(i);
     }
     size_t first = 0;
     for (int64_t block = 0; block < model_.size(); ++block) {
@@ -94,11 +120,21 @@ class OrderCheck {
         kind_of(names_[op]), job_.passes[*pruned_by_[op]].method, *pruned_by_[op], method_->name));
   }
 
+  void refuse_stored_sparse(size_t op) {
+    if (stored_sparse_[op].empty()) return;
+    complain(fmt::format(
+        "{} must keep what is 0 in the model, which was pruned and is stored {}; \"{}\" with these settings "
+        "does not",
+        kind_of(names_[op]), stored_sparse_[op], method_->name));
+  }
+
   void refuse_narrowed(size_t op) {
     if (!narrowed_by_[op]) return;
     complain(fmt::format(
-        "what is deleted and what gradients are taken by are chosen in the model as it came; units of {} "
-        "are deleted by \"{}\" (/passes/{}) before",
+        "what is deleted, what gradients are taken by and what is shared out over the operators are chosen "
+        "in "
+        "the model as it came; units of {} are deleted by \"{}\" (/passes/{}) before (a second job on the "
+        "output can)",
         kind_of(names_[op]), job_.passes[*narrowed_by_[op]].method, *narrowed_by_[op]));
   }
 
@@ -136,6 +172,7 @@ class OrderCheck {
   const MethodTable& methods_;
   const model::Model& model_;
   std::vector<std::string> names_;
+  std::vector<std::string> stored_sparse_;           // the format of those whose zeros the model came with
   std::vector<std::optional<size_t>> quantized_by_;  // or factored
   std::vector<std::string> became_;
   std::vector<std::optional<size_t>> transformed_by_;

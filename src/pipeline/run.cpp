@@ -92,13 +92,10 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
     if (method.make_survey) {
       if (auto survey = method.make_survey(*job.passes[p].options, model_)) surveys_[p] = std::move(survey);
     }
-    PassFacts facts{job.passes[p].method, "", 0};
-    for (size_t i = 0; i < plan_.operators.size(); ++i) {
-      if (!plan_.settings[p][i]) continue;
-      ++facts.operators;
-      if (facts.summary.empty()) facts.summary = plan_.operators[i].scheme;
-    }
-    report_.passes.push_back(facts);
+    const OperatorSettings& settings = plan_.settings[p];
+    const auto operators =
+        static_cast<int64_t>(settings.size()) - std::count(settings.begin(), settings.end(), nullptr);
+    report_.passes.push_back({job.passes[p].method, plan_.summaries[p], operators});
   }
   if (job.embedding) report_.passes.push_back({"embedding", std::string(name_of(job.embedding->method)), 1});
 }

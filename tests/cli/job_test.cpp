@@ -272,6 +272,27 @@ TEST_CASE("threads that cannot start end a run with the code of the system's lim
   CHECK(fs::is_empty(dir.path()));
 }
 
+TEST_CASE("a run that is short of address space ends with the code of the system's limits", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_sparsegpt", dir / "out");
+  arguments.insert(arguments.end(), {"--threads", "1"});
+  // From where the libraries can just be loaded; OpenBLAS alone would wait for its buffer for ever.
+  for (const int kilobytes : {760'000, 800'000, 850'000, 900'000, 950'000}) {
+    const ProcessResult run =
+        run_lcomp_within(fmt::format("ulimit -v {} && ulimit -t 60", kilobytes), arguments);
+    INFO(kilobytes << " kB: " << run.err);
+    CHECK((run.exit_code == 0 || run.exit_code == 5));
+    if (run.exit_code == 5) CHECK_THAT(run.err, !Catch::Contains("bug in lcomp"));
+    fs::remove_all(dir / "out");
+  }
+}
+
+TEST_CASE("a tensor that no memory holds is no bug", "[cli][bench]") {
+  const ProcessResult bench = run_lcomp({"bench", "--shape", "1000000x1000000"});
+  CHECK(bench.exit_code == 5);
+  CHECK_THAT(bench.err, Catch::Contains("out of memory") && !Catch::Contains("bug in lcomp"));
+}
+
 TEST_CASE("a full disk ends a run without an output, and the same command then completes", "[cli][run]") {
   const lcomp::test::TempDir dir;
   const std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");

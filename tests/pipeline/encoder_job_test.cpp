@@ -65,6 +65,11 @@ const std::vector<Json> kPasses = {
     {{"method", "sparsegpt"}, {"sparsity", 0.3}},
     {{"method", "fisher_mask"}, {"ratio", 0.2}, {"channel_step", 1}},
     {{"method", "fisher_mask"}, {"ratio", 0.2}, {"channel_step", 1}, {"uniform", true}},
+    {{"method", "fisher_mask"},
+     {"ratio", 0.2},
+     {"channel_step", 1},
+     {"uniform", true},
+     {"targets", {"intermediate.dense", "re:layer\\.\\d+\\.output\\.dense"}}},
     {{"method", "llm_pruner"}, {"ratio", 0.2}, {"channel_step", 1}}};
 
 }  // namespace

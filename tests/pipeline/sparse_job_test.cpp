@@ -7,6 +7,8 @@
 #include "lcomp/core/error.h"
 #include "lcomp/core/sum_weight.h"
 #include "lcomp/model/model.h"
+#include "lcomp/pipeline/inspect.h"
+#include "lcomp/pipeline/planner.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "lcomp/sparse/sparse_weight.h"
 #include "lcomp/sparse/sparsity.h"
@@ -274,4 +276,89 @@ TEST_CASE("orders and patterns that cannot work are refused with the reason", "[
                Catch::Contains("pattern must be 2:4 or 1:4 for storage 2:4; it is unstructured"));
   REQUIRE_THAT(error(Json::array({prune("sparsegpt", {{"quantize", true}, {"refit", true}})})),
                Catch::Contains("refit must be off where the kept weights are quantized"));
+}
+
+TEST_CASE("an inspection says of pruned operators how they are stored, and no grid that they do not have",
+          "[pipeline][sparse][inspect]") {
+  const test::TempDir dir;
+  const auto stored = [&](const Json& passes) {
+    test::run(test::job_with(dir / "out", passes));
+    Observer silent;
+    std::vector<std::string> kinds;
+    const pipeline::Inspection found = pipeline::inspect(dir / "out", false, silent);
+    for (const auto& kind : found.model->storage)
+      kinds.push_back(fmt::format("{}: {}", kind.operators, kind.description));
+    fs::remove_all(dir / "out");
+    return kinds;
+  };
+  using Kinds = std::vector<std::string>;
+  CHECK(stored(Json::array({prune("magnitude", {{"sparsity", 0.7}, {"ignore", {"q_proj"}}})})) ==
+        Kinds{"4: dense", "24: lcomp-bitmask"});
+  CHECK(stored(Json::array({prune("wrp")})) == Kinds{"28: lcomp-sum of (lcomp-2-of-4) + (lcomp-csr)"});
+  CHECK(stored(Json::array({prune("magnitude", {{"targets", {"down_proj"}}}),
+                            test::pass("rtn", {{"targets", {"up_proj"}}, {"group_size", 64}}),
+                            prune("squeezellm", {{"targets", {"o_proj"}}, {"bits", 3}})})) ==
+        Kinds{"16: dense", "4: lcomp-codebook, 3 bits", "4: pack-quantized, int4 symmetric, groups of 64",
+              "4: lcomp-bitmask"});
+}
+
+TEST_CASE("a report says of each pass what that pass makes, and of how many operators",
+          "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const auto summaries = [&](const Json& passes) {
+    const auto report = test::run(test::job_with(dir / "out", passes));
+    fs::remove_all(dir / "out");
+    std::vector<std::string> of_passes;
+    for (const auto& pass : report.passes) of_passes.push_back(pass.summary);
+    return of_passes;
+  };
+  CHECK(summaries(Json::array({prune("wanda"), test::pass("rtn", {{"group_size", 64}})})) ==
+        std::vector<std::string>{"50 % zeros, bitmask", "int4 symmetric, groups of 64"});
+  CHECK(summaries(Json::array(
+            {prune("smoothquant", {{"solver", "none"}, {"targets", {"q_proj", "k_proj", "v_proj"}}}),
+             prune("magnitude")})) == std::vector<std::string>{"bfloat16, scaled", "50 % zeros, bitmask"});
+  CHECK(summaries(Json::array({prune(
+            "ria", {{"sparsity", 0.6}, {"overrides", {{{"match", "q_proj"}, {"sparsity", 0.0}}}}})})) ==
+        std::vector<std::string>{"60 % zeros, bitmask (24 of 28 operators, others differ)"});
+}
+
+TEST_CASE("what a model was pruned of stays 0 in a later job as well", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  test::run(prune_job(dir / "pruned", "magnitude"));
+  const auto job_on = [&](const Json& passes) {
+    Json job = test::job_with(dir / "out", passes);
+    job["model"] = (dir / "pruned").string();
+    return test::error_text([&] { test::run(job); });
+  };
+  CHECK_THAT(job_on(Json::array({{{"method", "squeezellm"}}})),
+             Catch::Contains("q_proj must keep what is 0 in the model, which was pruned and is stored "
+                             "lcomp-bitmask; \"squeezellm\" with these settings does not"));
+  CHECK_THAT(
+      job_on(Json::array({test::pass("rtn", {{"symmetric", false}, {"asymmetric_convention", "raw"}})})),
+      Catch::Contains("must keep what is 0 in the model"));
+  CHECK(job_on(Json::array({test::pass("rtn")})) == "nothing was thrown");
+}
+
+TEST_CASE("a plan has the size of whole blocks, which masks without a pattern leave", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const Json job = prune_job(dir / "out", "wanda", {{"storage", "blocked_ell"}});
+  const auto plan = pipeline::plan(test::parse(job), pipeline::builtin_methods());
+  CHECK(plan.operators[0].scheme == "50 % zeros, blocked_ell (at most all blocks)");
+  const auto report = test::run(job);
+  CHECK(static_cast<double>(plan.bytes_after) == Approx(report.totals.bytes_after).epsilon(0.001));
+}
+
+TEST_CASE("settings of sparsity that cannot act are refused", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const auto error = [&](const Json& more) {
+    return test::error_text([&] { test::run(prune_job(dir / "out", "wanda", more)); });
+  };
+  CHECK_THAT(error({{"pattern", "2:4"}, {"sparsity", 0.7}}),
+             Catch::Contains("sparsity must be left out with pattern 2:4, which removes 0.5; it is 0.7"));
+  CHECK_THAT(error({{"sparsity", 1}}), Catch::Contains("sparsity must be below 1"));
+  CHECK_THAT(error({{"min_sparsity", 0.2}}),
+             Catch::Contains("min_sparsity and max_sparsity must be 0 and 1 for allocation uniform"));
+  CHECK_THAT(error({{"owl_spread", 0.1}, {"allocation", "budget"}}),
+             Catch::Contains("owl_spread must be left out unless allocation is owl"));
+  CHECK(error({{"pattern", "1:4"}, {"sparsity", 0.75}}) == "nothing was thrown");
 }

@@ -170,6 +170,25 @@ TEST_CASE("overrides bound the choice and say what counts for the budget; ignore
   }
 }
 
+TEST_CASE("an operator may be bound below the pass's sparsity: the others lose what it keeps",
+          "[pipeline][allocation]") {
+  const test::TempDir dir;
+  const Json protect = {{"overrides", Json::array({{{"match", "down_proj"}, {"max_sparsity", 0.4}}})}};
+  for (const auto& [method, allocation] :
+       {std::pair{"wanda", "owl"}, std::pair{"ria", "budget"}, std::pair{"magnitude", "global"}}) {
+    CAPTURE(method, allocation);
+    test::run(allocated_job(dir / allocation, method, allocation, protect));
+    Zeros all;
+    for (const auto& [name, z] : zeros_of(dir / allocation)) {
+      CAPTURE(name);
+      if (name.ends_with("down_proj")) REQUIRE(z.share() <= 0.4 + 0.01);
+      all.removed += z.removed;
+      all.weights += z.weights;
+    }
+    REQUIRE(all.share() == Approx(0.6).epsilon(0.01));
+  }
+}
+
 TEST_CASE("the shares and the bytes do not depend on threads or on where activations are kept",
           "[pipeline][allocation][determinism]") {
   const test::TempDir dir;
@@ -248,7 +267,7 @@ TEST_CASE("allocations that cannot be are refused before anything is read", "[pi
     return test::error_text([&] { test::run(job); });
   };
   REQUIRE_THAT(
-      error(allocated("wanda", "owl", {{"pattern", "2:4"}})),
+      error(allocated("wanda", "owl", {{"pattern", "2:4"}, {"sparsity", 0.5}})),
       Catch::Contains("[job: /passes/0] [wanda] pattern must be unstructured for allocation owl: every "
                       "operator has as many zeros in a pattern; it is 2:4"));
   for (const char* method : {"wanda", "ria", "sparsegpt"}) {
@@ -260,8 +279,14 @@ TEST_CASE("allocations that cannot be are refused before anything is read", "[pi
                Catch::Contains("scope must be tensor for allocation global; it is row"));
   REQUIRE_THAT(
       error(allocated("wanda", "budget", {{"max_sparsity", 0.5}})),
-      Catch::Contains("sparsity must lie between min_sparsity and max_sparsity; it is 0.6, they are 0 "
-                      "and 0.5"));
+      Catch::Contains("the zeros asked for must fit between min_sparsity and max_sparsity of the operators; "
+                      "they are 59.") &&
+          Catch::Contains("and the bounds allow 0 to 50 %"));
+  REQUIRE_THAT(error(allocated("wanda", "budget", {{"min_sparsity", 0.5}, {"max_sparsity", 0.4}})),
+               Catch::Contains("min_sparsity must be at most max_sparsity; they are 0.5 and 0.4"));
+  REQUIRE_THAT(error(allocated("wanda", "budget",
+                               {{"overrides", Json::array({{{"match", "mlp.*"}, {"max_sparsity", 0.3}}})}})),
+               Catch::Contains("the zeros asked for must fit"));
   REQUIRE_THAT(
       error(allocated("magnitude", "owl"), ""),
       Catch::Contains("[job: /calibration/text] must name a text, which the method magnitude takes its "

@@ -142,6 +142,18 @@ TEST_CASE("one kind of unit alone, and blocks alone", "[pipeline][structured]") 
     CHECK((w == model::BlockWidths{6, 2, 304}));
 }
 
+TEST_CASE("one kind of unit alone in equal numbers, as an ordinary checkpoint", "[pipeline][structured]") {
+  const test::TempDir dir;
+  const auto widths = [&](const std::string& targets, double ratio) {
+    test::run(shrink_job(dir / targets.substr(0, 3), "fisher_mask",
+                         {{"targets", {targets}}, {"ratio", ratio}, {"uniform", true}}));
+    CHECK_FALSE(test::read_json(dir / targets.substr(0, 3) / "config.json").contains("lcomp"));
+    return model::Model::open(dir / targets.substr(0, 3)).architecture().widths;
+  };
+  for (const auto& w : widths("mlp.*", 0.3)) CHECK((w == model::BlockWidths{6, 2, 352}));
+  for (const auto& w : widths("self_attn.*", 0.5)) CHECK((w == model::BlockWidths{3, 1, 512}));
+}
+
 TEST_CASE("a refit loses less of the outputs than factors", "[pipeline][structured]") {
   const test::TempDir dir;
   // Of the first block, whose attention keeps its two groups: the inputs are the same in both.
@@ -247,9 +259,10 @@ TEST_CASE("settings of structured pruning that cannot work are refused with the 
              Catch::Contains("attention units have a part in each of their operators") &&
                  Catch::Contains("'model.layers.0.self_attn.k_proj' is not"));
   for (const double ratio : {0.99, 1.0}) {
-    CHECK_THAT(
-        error(Json::array({shrink("fisher_mask", {{"ratio", ratio}})})),
-        Catch::Contains("ratio must leave one attention group and channel_step = 8 channels in every block"));
+    CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"ratio", ratio}})})),
+               Catch::Contains(
+                   "ratio must leave one attention group and channel_step = 8 channels in every block") &&
+                   !Catch::Contains("search_units"));
     CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ratio", ratio}})})),
                Catch::Contains("ratio must leave"));
   }
@@ -257,18 +270,28 @@ TEST_CASE("settings of structured pruning that cannot work are refused with the 
              Catch::Contains("channel_step must be at most the 512 channels of block 0; it is 1024"));
   CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ratio", 0.0001}})})),
              Catch::Contains("ratio must be large enough to delete a unit"));
-  CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"gradient_batch", 1000}})})),
-             Catch::Contains("gradient_batch must leave at least two batches"));
-  for (const Json& targets : {Json{"mlp.*"}, Json{"layers.1.*"}}) {
-    CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"uniform", true}, {"targets", targets}})})),
-               Catch::Contains("uniform must be false unless all operators of all blocks are given"));
+  CHECK_THAT(
+      error(Json::array({shrink("fisher_mask", {{"gradient_batch", 3}})})),
+      Catch::Contains("[job: /passes/0] [fisher_mask] gradient_batch must leave at least two batches of "
+                      "the 4 calibration samples; it is 3"));
+  for (const char* allocation : {"owl", "budget"}) {
+    CHECK_THAT(
+        error(Json::array({shrink("fisher_mask"), shrink("sparsegpt", {{"allocation", allocation}})})),
+        Catch::Contains("what is shared out over the operators are chosen in the model as it came; units of "
+                        "q_proj are deleted by \"fisher_mask\" (/passes/0) before"));
+  }
+  for (const Json& targets : {Json{"layers.1.*"}, Json{"layers.1.mlp.*"}}) {
+    CHECK_THAT(
+        error(Json::array({shrink("fisher_mask", {{"uniform", true}, {"targets", targets}})})),
+        Catch::Contains("uniform must be false unless the heads or the channels (or both) of all blocks"));
   }
   CHECK_THAT(error(Json::array({shrink("fisher_mask"), shrink("llm_pruner")})),
              Catch::Contains("are deleted by \"fisher_mask\" (/passes/0) before"));
   CHECK_THAT(error(Json::array({shrink("fisher_mask"), shrink("obd")})),
              Catch::Contains("are deleted by \"fisher_mask\" (/passes/0) before"));
   CHECK_THAT(error(Json::array({shrink("fisher_mask"), test::pass("rtn", {{"group_size", 64}})})),
-             Catch::Contains("8 of its inputs, or a multiple (channel_step), are left"));
+             Catch::Contains("8 of its inputs, or a multiple (channel_step), are left") &&
+                 !Catch::Contains("[rtn] [rtn]"));
   CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"latency_table", "table.json"}})})),
              Catch::Contains("latency_table must be empty unless budget is latency"));
   Json silent = shrink_job(dir / "out", "llm_pruner", {{"compensate", "none"}});

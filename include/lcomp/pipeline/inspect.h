@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lcomp/core/observer.h"
+#include "lcomp/model/architecture.h"
 
 namespace lcomp::pipeline {
 
@@ -17,6 +18,13 @@ struct DtypeShare {
   int64_t bytes = 0;
 };
 
+/// Operators that are stored alike.
+struct StoredKind {
+  std::string format;       ///< "pack-quantized", "lcomp-csr" ..., "dense" for plain matrices
+  std::string description;  ///< the format and what its numbers are: "pack-quantized, int4 symmetric, ..."
+  int64_t operators = 0;
+};
+
 /// What is said of a model directory beyond its tensors.
 struct InspectedModel {
   std::string family;  ///< "llama", "qwen2" ...
@@ -25,9 +33,10 @@ struct InspectedModel {
   int64_t hidden_size = 0;
   int64_t vocab_size = 0;
   int64_t max_positions = 0;
-  int64_t parameters = 0;                 ///< tied ones once; packed weights as the matrices they stand for
-  std::vector<std::string> quantization;  ///< the schemes of its groups: "int4 symmetric, groups of 64"
-  std::string tokenizer_hash;             ///< empty when there is no tokenizer.json
+  int64_t parameters = 0;                  ///< tied ones once; packed weights as the matrices they stand for
+  std::vector<StoredKind> storage;         ///< of the operators, in their order
+  std::vector<model::BlockWidths> widths;  ///< of each block
+  std::string tokenizer_hash;              ///< empty when there is no tokenizer.json
 };
 
 /// What `inspect` found.

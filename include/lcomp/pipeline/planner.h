@@ -47,6 +47,9 @@ struct Plan {
   /// Settings per pass and operator (in the order of `operators`); null where a pass leaves an operator
   /// alone.
   std::vector<OperatorSettings> settings;
+  /// What each pass by itself makes of its operators, in a line: most of them, and how many are made
+  /// otherwise.
+  std::vector<std::string> summaries;
   bool needs_calibration = false;  ///< a calibration text
   bool needs_samples = false;      ///< its samples pass the blocks in the block loop
   bool needs_gradients = false;    ///< they pass the blocks forth and back before it

@@ -29,6 +29,9 @@ class Survey {
   /// operator alone.
   virtual void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const = 0;
 
+  /// Before anything is read: throws InvalidArgument when that many calibration samples do not do.
+  virtual void check_samples(int64_t /*samples*/) const {}
+
   /// Numbers of those operators of a group that `context.settings` knows. `stats` are of the dense model.
   virtual SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
                                 PassContext& context) const = 0;

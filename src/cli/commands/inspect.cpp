@@ -15,6 +15,20 @@ struct InspectArguments {
   bool deep = false;
 };
 
+/// Lines for blocks of unequal widths, one for each run of equal ones.
+std::vector<std::string> width_lines(const std::vector<model::BlockWidths>& widths) {
+  std::vector<std::string> lines;
+  for (size_t first = 0, next = 0; first < widths.size(); first = next) {
+    while (next < widths.size() && widths[next] == widths[first]) ++next;
+    if (next - first == widths.size()) return {};
+    lines.push_back(fmt::format(
+        "{}: {} heads, {} key-value heads, {} channels",
+        next - first == 1 ? fmt::format("block {}", first) : fmt::format("blocks {} to {}", first, next - 1),
+        widths[first].heads, widths[first].kv_heads, widths[first].intermediate));
+  }
+  return lines;
+}
+
 std::string text_of(const pipeline::Inspection& found) {
   std::string text = found.path + "\n";
   const auto row = [&text](std::string_view key, const std::string& value) {
@@ -27,7 +41,9 @@ std::string text_of(const pipeline::Inspection& found) {
         fmt::format("{}, {:.2f} bits each", model->parameters,
                     8.0 * static_cast<double>(found.bytes) / static_cast<double>(model->parameters)));
     row("operators", fmt::format("{}", model->operators));
-    for (const std::string& scheme : model->quantization) row("quantization", scheme);
+    for (const std::string& line : width_lines(model->widths)) row("widths", line);
+    for (const auto& kind : model->storage)
+      row("stored", fmt::format("{} ({} operators)", kind.description, kind.operators));
     row("tokenizer", model->tokenizer_hash.empty() ? "none" : model->tokenizer_hash);
   }
   row("tensors", fmt::format("{}, {}", found.tensors, format_bytes(found.bytes)));
@@ -45,15 +61,20 @@ Json json_of(const pipeline::Inspection& found) {
     json["dtypes"].push_back({{"dtype", share.dtype}, {"tensors", share.tensors}, {"bytes", share.bytes}});
   }
   if (const auto& model = found.model) {
-    json["model"] = {{"family", model->family},
-                     {"blocks", model->blocks},
-                     {"operators", model->operators},
-                     {"hidden_size", model->hidden_size},
-                     {"vocab_size", model->vocab_size},
-                     {"max_positions", model->max_positions},
-                     {"parameters", model->parameters},
-                     {"quantization", model->quantization},
-                     {"tokenizer_hash", model->tokenizer_hash}};
+    Json storage = Json::array(), widths = Json::array();
+    for (const auto& kind : model->storage) {
+      storage.push_back(
+          {{"format", kind.format}, {"description", kind.description}, {"operators", kind.operators}});
+    }
+    for (const auto& block : model->widths) {
+      widths.push_back(
+          {{"heads", block.heads}, {"kv_heads", block.kv_heads}, {"intermediate", block.intermediate}});
+    }
+    json["model"] = {{"family", model->family},           {"blocks", model->blocks},
+                     {"operators", model->operators},     {"hidden_size", model->hidden_size},
+                     {"vocab_size", model->vocab_size},   {"max_positions", model->max_positions},
+                     {"parameters", model->parameters},   {"storage", std::move(storage)},
+                     {"block_widths", std::move(widths)}, {"tokenizer_hash", model->tokenizer_hash}};
   }
   if (found.values_read) json["values_read"] = *found.values_read;
   json["warnings"] = found.warnings;

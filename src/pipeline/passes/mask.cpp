@@ -161,6 +161,7 @@ OperatorPruner row_masks(Saliency saliency, ThreadPool& pool) {
 
 PrunedBy pruned_by(const Facts& facts) {
   PrunedBy by;
+  by.method = facts.name;
   by.needs = {.second_moment = facts.reads_inputs, .gradient_squares = facts.reads_gradients};
   by.start_group = [saliency = facts.saliency](const calib::InputStats&, PassContext& context) {
     return row_masks(saliency, context.pool);

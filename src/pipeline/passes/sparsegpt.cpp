@@ -152,7 +152,8 @@ MethodInfo sparsegpt_method() {
   };
   info.plan_weight = plan_sparsegpt;
   info.pass_settings = {"true_sequential"};
-  add_allocation(info, {.needs = {.second_moment = true}, .start_group = walks_over_rows});
+  add_allocation(
+      info, {.method = kSparseGptMethod, .needs = {.second_moment = true}, .start_group = walks_over_rows});
   info.make_passes = [](const PassOptions& options) {
     return chain_of(std::make_unique<SparseGptPass>(options));
   };

@@ -1,5 +1,6 @@
 #include "pipeline/passes/sparsity_plan.h"
 
+#include "lcomp/core/checked.h"
 #include "lcomp/core/error.h"
 #include "lcomp/sparse/sparse_weight.h"
 
@@ -34,6 +35,20 @@ bool fits_two_of_four(const sparse::Sparsity& sparsity) {
   return structure && structure->of == 4 && structure->kept <= 2;
 }
 
+/// A share that a pattern leaves no room for, and one that leaves nothing.
+void refuse_idle(const sparse::Sparsity& sparsity, const char* method) {
+  const auto pattern = sparsity.n_of_m();
+  if (!pattern && sparsity.sparsity == 1)
+    throw InvalidArgument(method, "sparsity must be below 1, at which no weight is left; it is 1");
+  if (!pattern || sparsity.sparsity == sparse::Sparsity{}.sparsity) return;
+  const double removed = 1 - static_cast<double>(pattern->kept) / static_cast<double>(pattern->of);
+  if (std::abs(sparsity.sparsity - removed) < 1e-9) return;
+  throw InvalidArgument(method,
+                        fmt::format("sparsity must be left out with pattern {}, which removes {:.4g}; it "
+                                    "is {}",
+                                    sparsity.pattern, removed, sparsity.sparsity));
+}
+
 }  // namespace
 
 void SparseStorageOptions::visit(FieldVisitor& v) {
@@ -45,6 +60,7 @@ PlannedWeight plan_sparse(const sparse::Sparsity& sparsity, const SparseStorageO
                           const char* method, const PlannedOperator& op) {
   const int64_t out = op.out_features, in = op.in_features;
   sparsity.validate(in, method, op.name);
+  refuse_idle(sparsity, method);
   const auto element = static_cast<int64_t>(c10::elementSize(op.dtype));
   const int64_t nonzero = out * in - sparsity.removed(out, in);
   const bool structured = fits_two_of_four(sparsity);
@@ -55,6 +71,11 @@ PlannedWeight plan_sparse(const sparse::Sparsity& sparsity, const SparseStorageO
     throw InvalidArgument(method,
                           "the model must be bfloat16 or float16 for storage tiled_csl; it is float32");
   const SparseFormat format = asked ? *asked : sparse::smallest_format(out, in, nonzero, element, structured);
+  if (format == SparseFormat::kBlockedEll) {
+    // A block is left out only where all of it is 0, which nothing but the weights can tell.
+    return {fmt::format("{}, blocked_ell (at most all blocks)", sparsity.describe()),
+            sparse::blocked_ell_bytes(out, in, ceil_div(in, sparse::kStoredBlockEdge), element)};
+  }
   return {fmt::format("{}, {}", sparsity.describe(), name_of(format)),
           sparse::sparse_bytes(format, out, in, nonzero, element)};
 }

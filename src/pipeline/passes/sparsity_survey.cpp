@@ -63,7 +63,23 @@ class SparsitySurvey : public Survey {
  public:
   explicit SparsitySurvey(PrunedBy by) : by_(std::move(by)) {}
 
-  void check(const std::vector<OperatorPlan>&, const OperatorSettings&) const override {}
+  void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const override {
+    const std::vector<Pruned> pruned = pruned_of(operators, settings);
+    double weights = 0, least = 0, most = 0;
+    for (const Pruned& p : pruned) {
+      weights += static_cast<double>(p.count());
+      least += static_cast<double>(p.bounds().least);
+      most += static_cast<double>(p.bounds().most);
+    }
+    const auto wanted = static_cast<double>(removed_uniformly(pruned));
+    if (least <= wanted && wanted <= most) return;
+    throw InvalidArgument(
+        by_.method,
+        fmt::format(
+            "the zeros asked for must fit between min_sparsity and max_sparsity of the operators; they "
+            "are {:.4g} % of all weights, and the bounds allow {:.4g} to {:.4g} %",
+            100 * wanted / weights, 100 * least / weights, 100 * most / weights));
+  }
 
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
                         PassContext& context) const override {
@@ -289,6 +305,24 @@ std::unique_ptr<Survey> survey_of(const AllocationOptions& options, const Pruned
   return nullptr;
 }
 
+/// Settings of one allocation do nothing in another.
+void refuse_idle(const AllocationOptions& options, const char* method) {
+  const AllocationOptions none;
+  if (options.allocation == Allocation::kUniform &&
+      (options.min_sparsity != none.min_sparsity || options.max_sparsity != none.max_sparsity)) {
+    throw InvalidArgument(
+        method,
+        fmt::format("min_sparsity and max_sparsity must be 0 and 1 for allocation uniform, which gives "
+                    "every operator its sparsity; they are {} and {}",
+                    options.min_sparsity, options.max_sparsity));
+  }
+  if (options.allocation != Allocation::kOwl && options.owl_spread != none.owl_spread) {
+    throw InvalidArgument(
+        method, fmt::format("owl_spread must be left out unless allocation is owl; it is {}, for {}",
+                            options.owl_spread, name_of(options.allocation)));
+  }
+}
+
 }  // namespace
 
 void AllocationOptions::visit(FieldVisitor& v) {
@@ -336,6 +370,7 @@ PlannedWeight plan_allocated(const PassOptions& options, const char* method, boo
   const AllocationOptions& a = allocation_of(options);
   const auto& sparsity = options.part<Sparsity>();
   PlannedWeight planned = plan_sparse(sparsity, options.part<SparseStorageOptions>(), method, op);
+  refuse_idle(a, method);
   if (a.allocation == Allocation::kUniform) return planned;
   const auto name = name_of(a.allocation);
   if (sparsity.n_of_m(method)) {
@@ -351,11 +386,9 @@ PlannedWeight plan_allocated(const PassOptions& options, const char* method, boo
   }
   if (a.allocation == Allocation::kGlobal && sparsity.scope != Scope::kTensor)
     throw InvalidArgument(method, "scope must be tensor for allocation global; it is row");
-  if (a.min_sparsity > sparsity.sparsity || sparsity.sparsity > a.max_sparsity) {
-    throw InvalidArgument(
-        method,
-        fmt::format("sparsity must lie between min_sparsity and max_sparsity; it is {}, they are {} and {}",
-                    sparsity.sparsity, a.min_sparsity, a.max_sparsity));
+  if (a.min_sparsity > a.max_sparsity) {
+    throw InvalidArgument(method, fmt::format("min_sparsity must be at most max_sparsity; they are {} and {}",
+                                              a.min_sparsity, a.max_sparsity));
   }
   planned.scheme = fmt::format("about {}, by {}", planned.scheme, name);
   return planned;

@@ -37,6 +37,7 @@ using OperatorPruner = std::function<RowPruner(const at::Tensor& weight, const c
 
 /// What the surveys must know of a pruning method.
 struct PrunedBy {
+  std::string method;  ///< its name, for errors
   calib::Needs needs;  ///< statistics that its pruners and scores read
   /// Started once for a group, so that its operators can share what depends on their input only.
   std::function<OperatorPruner(const calib::InputStats& stats, PassContext& context)> start_group;

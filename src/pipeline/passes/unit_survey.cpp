@@ -37,6 +37,12 @@ double unit_parameters(const DependencyGroup& units, const std::vector<model::Op
   return sum;
 }
 
+/// The text of an error without the "[place] " that it begins with, to stand in another.
+std::string without_place(const std::string& text) {
+  const size_t end = text.starts_with("[") ? text.find("] ") : std::string::npos;
+  return end == std::string::npos ? text : text.substr(end + 2);
+}
+
 /// What the surveys of both methods share: which dependency groups of the model the pass works on, and
 /// turning numbers of kept units into settings.
 class UnitSurvey : public Survey {
@@ -69,9 +75,10 @@ class UnitSurvey : public Survey {
       const std::vector<int64_t> counts = choose(groups);
       for (size_t g = 0; g < groups.size(); ++g) deleted += groups[g].units.units - counts[g];
     } catch (const InvalidArgument& misfit) {
-      throw InvalidArgument(method_, fmt::format("ratio must leave one attention group and channel_step = {} "
-                                                 "channels in every block; with {} it does not ({})",
-                                                 shrink_.channel_step, shrink_.ratio, misfit.what()));
+      throw InvalidArgument(method_,
+                            fmt::format("ratio must leave one attention group and channel_step = {} "
+                                        "channels in every block; with {} it does not ({})",
+                                        shrink_.channel_step, shrink_.ratio, without_place(misfit.what())));
     }
     if (deleted == 0) {
       throw InvalidArgument(method_, fmt::format("ratio must be large enough to delete a unit; with {} and "
@@ -263,18 +270,21 @@ class FisherMaskSurvey final : public UnitSurvey {
 
   calib::Needs needs() const override { return {.unit_gradients = true}; }
 
+  void check_samples(int64_t samples) const override {
+    if (samples / 2 >= options_.gradient_batch) return;
+    throw InvalidArgument("fisher_mask",
+                          fmt::format("gradient_batch must leave at least two batches of the {} calibration "
+                                      "samples; it is {}",
+                                      samples, options_.gradient_batch));
+  }
+
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
                         PassContext& context) const override {
     SurveyNumbers numbers;
     if (!stats.unit_gradients.defined()) return numbers;
     const std::string& closing = block.ops()[block.groups()[group].operators.front()].info.name;
     if (context.settings(closing) == nullptr) return numbers;
-    if (stats.unit_gradients.size(0) < 2 * options_.gradient_batch) {
-      throw InvalidArgument(
-          "fisher_mask", fmt::format("gradient_batch must leave at least two batches of the {} calibration "
-                                     "samples; it is {}",
-                                     stats.unit_gradients.size(0), options_.gradient_batch));
-    }
+    check_samples(stats.unit_gradients.size(0));
     const at::Tensor fisher =
         batched(stats.unit_gradients, options_.gradient_batch).square().sum(0).contiguous();
     numbers[closing].assign(fisher.data_ptr<double>(), fisher.data_ptr<double>() + fisher.numel());
@@ -295,7 +305,7 @@ class FisherMaskSurvey final : public UnitSurvey {
       const int64_t step = shrink().channel_step;
       return in_order(groups,
                       options_.uniform
-                          ? sparse::search_uniform_units(scores, measured_, step, budget, legal_groups())
+                          ? sparse::search_uniform_units(scores, measured_, step, budget, legal_of(groups))
                           : sparse::search_measured_units(scores, measured_, step, budget));
     }
     const sparse::UnitCosts of_units = costs(options_.budget == UnitBudget::kMacs ? options_.tokens : 0);
@@ -304,7 +314,7 @@ class FisherMaskSurvey final : public UnitSurvey {
     const model::BlockWidths widest = architecture().widest();
     const auto multiples = sparse::as_measured(of_units, widest.kv_heads, widest.intermediate);
     return in_order(groups, sparse::search_uniform_units(scores, multiples, shrink().channel_step, budget,
-                                                         legal_groups()));
+                                                         legal_of(groups)));
   }
 
   void check_more(const std::vector<RankedGroup>& groups) const override {
@@ -312,11 +322,16 @@ class FisherMaskSurvey final : public UnitSurvey {
     const std::vector<model::BlockWidths>& widths = architecture().widths;
     const bool even =
         std::all_of(widths.begin(), widths.end(), [&](const auto& w) { return w == widths[0]; });
-    if (even && groups.size() == 2 * widths.size()) return;
+    const auto of_channels =
+        static_cast<size_t>(std::count_if(groups.begin(), groups.end(), [](const RankedGroup& group) {
+          return group.units.kind == UnitKind::kChannel;
+        }));
+    const auto all_or_none = [&](size_t count) { return count == 0 || count == widths.size(); };
+    if (even && all_or_none(of_channels) && all_or_none(groups.size() - of_channels)) return;
     throw InvalidArgument(
         "fisher_mask",
-        "uniform must be false unless all operators of all blocks are given, and the blocks have "
-        "one width now; it is true");
+        "uniform must be false unless the heads or the channels (or both) of all blocks are "
+        "given, and the blocks have one width now; it is true");
   }
 
  private:
@@ -355,16 +370,21 @@ class FisherMaskSurvey final : public UnitSurvey {
     return costs;
   }
 
-  /// Numbers of key-value heads with which other software loads the model.
-  std::vector<int64_t> legal_groups() const {
+  /// Numbers of key-value heads with which other software loads the model; none to count where the pass is of
+  /// channels alone.
+  std::vector<int64_t> legal_of(const std::vector<RankedGroup>& groups) const {
+    const bool has_heads = std::any_of(groups.begin(), groups.end(), [](const RankedGroup& group) {
+      return group.units.kind == UnitKind::kAttention;
+    });
+    if (!has_heads) return {0};
     model::Architecture narrower = architecture();
     const model::BlockWidths widths = narrower.block_widths(0);
     const int64_t shared = widths.heads / widths.kv_heads;
     std::vector<int64_t> legal;
-    for (int64_t groups = 1; groups <= widths.kv_heads; ++groups) {
+    for (int64_t count = 1; count <= widths.kv_heads; ++count) {
       std::fill(narrower.widths.begin(), narrower.widths.end(),
-                model::BlockWidths{groups * shared, groups, widths.intermediate});
-      if (narrower.common_widths().kv_heads == groups) legal.push_back(groups);
+                model::BlockWidths{count * shared, count, widths.intermediate});
+      if (narrower.common_widths().kv_heads == count) legal.push_back(count);
     }
     return legal;
   }

@@ -57,7 +57,10 @@ TEST_CASE("inspecting a model directory tells its family, sizes and types", "[pi
   CHECK(found.model->hidden_size == 192);
   CHECK(found.model->vocab_size == 2048);
   CHECK(found.model->parameters == 1'967'808);
-  CHECK(found.model->quantization.empty());
+  REQUIRE(found.model->storage.size() == 1);
+  CHECK(found.model->storage[0].description == "dense");
+  CHECK(found.model->storage[0].operators == 28);
+  CHECK((found.model->widths == std::vector<model::BlockWidths>(4, {6, 2, 512})));
   CHECK(found.model->tokenizer_hash.size() == 32);
   CHECK(found.bytes == 2 * 1'967'808);
   REQUIRE(found.dtypes.size() == 1);
