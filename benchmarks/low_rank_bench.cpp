@@ -66,8 +66,8 @@ void shapes(benchmark::internal::Benchmark* bench, bool solvers) {
   }
 }
 
-BENCHMARK(bm_full)->Apply([](auto* bench) { shapes(bench, false); })->Unit(benchmark::kMillisecond);
-BENCHMARK(bm_solver)->Apply([](auto* bench) { shapes(bench, true); })->Unit(benchmark::kMillisecond);
+BENCHMARK(bm_full)->Apply([](auto* bench) { shapes(bench, false); }) -> Unit(benchmark::kMillisecond);
+BENCHMARK(bm_solver)->Apply([](auto* bench) { shapes(bench, true); }) -> Unit(benchmark::kMillisecond);
 
 }  // namespace
 

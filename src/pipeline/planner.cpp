@@ -66,6 +66,22 @@ std::vector<OperatorPlan> list_operators(const model::Model& model) {
   return out;
 }
 
+/// What a pass makes of its operators, from what it makes of each: "50 % zeros, bitmask (24 of 28
+/// operators)".
+std::string summary_of(const std::vector<std::string>& schemes) {
+  std::string most;
+  std::ptrdiff_t count = 0;
+  for (const std::string& scheme : schemes) {
+    const std::ptrdiff_t same = std::count(schemes.begin(), schemes.end(), scheme);
+    if (same > count) {
+      most = scheme;
+      count = same;
+    }
+  }
+  const auto all = static_cast<std::ptrdiff_t>(schemes.size());
+  return count == all ? most : fmt::format("{} ({} of {} operators, others differ)", most, count, all);
+}
+
 /// "/overrides/2" where the settings are those of an override; "" where they are the pass's own.
 std::string override_of(const PassSpec& pass, const PassOptions& settings) {
   for (size_t o = 0; o < pass.overrides.size(); ++o) {
@@ -91,6 +107,7 @@ int64_t input_step(const model::Architecture& architecture, const OperatorPlan& 
   return 0;
 }
 
+<<<<<<< HEAD
 bool belongs_to_attention(const model::Architecture& architecture, const OperatorPlan& op) {
   using model::OperatorRole;
   for (const model::OperatorInfo& info : architecture.operators(op.block)) {
@@ -117,6 +134,8 @@ std::string summary_of(const std::vector<std::string>& schemes) {
   return count == all ? most : fmt::format("{} ({} of {} operators, others differ)", most, count, all);
 }
 
+=======
+>>>>>>> w2
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
 /// pass.
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
