@@ -9,7 +9,7 @@
 namespace lcomp {
 namespace {
 
-constexpr int64_t kCountBytes = 8;
+constexpr int64_t kFactorCountBytes = 8;
 
 }  // namespace
 
@@ -61,7 +61,7 @@ int64_t ProductWeight::macs_per_token() const {
 }
 
 int64_t ProductWeight::bytes() const {
-  int64_t sum = kCountBytes;
+  int64_t sum = kFactorCountBytes;
   for (const WeightPtr& factor : factors_) sum += factor->bytes();
   return sum;
 }

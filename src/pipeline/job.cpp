@@ -365,12 +365,13 @@ std::string job_schema(const MethodTable& methods) {
   Json alternatives = Json::array();
   for (const MethodInfo& method : methods.methods()) alternatives.push_back(pass_schema(method));
   const Json item = {{"oneOf", std::move(alternatives)}};
-  properties["passes"] = {{"type", "array"}, {"minItems", 1}, {"items", item}, {"description", kPassesHelp}};
+  properties["passes"] = {{"type", "array"}, {"items", item}, {"description", kPassesHelp}};
 
   Json schema = {{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", "lcomp job"}};
   schema.update(object_schema(std::move(properties)));
   schema["required"] = {"model", "output"};
-  schema["anyOf"] = {{{"required", {"passes"}}}, {{"required", {"embedding"}}}};
+  const Json some_passes = {{"required", {"passes"}}, {"properties", {{"passes", {{"minItems", 1}}}}}};
+  schema["anyOf"] = {some_passes, {{"required", {"embedding"}}}};
   return schema.dump(2) + "\n";
 }
 

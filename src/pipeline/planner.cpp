@@ -107,7 +107,6 @@ int64_t input_step(const model::Architecture& architecture, const OperatorPlan& 
   return 0;
 }
 
-<<<<<<< HEAD
 bool belongs_to_attention(const model::Architecture& architecture, const OperatorPlan& op) {
   using model::OperatorRole;
   for (const model::OperatorInfo& info : architecture.operators(op.block)) {
@@ -118,24 +117,6 @@ bool belongs_to_attention(const model::Architecture& architecture, const Operato
   return false;
 }
 
-/// What a pass makes of its operators, from what it makes of each: "50 % zeros, bitmask (24 of 28
-/// operators)".
-std::string summary_of(const std::vector<std::string>& schemes) {
-  std::string most;
-  std::ptrdiff_t count = 0;
-  for (const std::string& scheme : schemes) {
-    const std::ptrdiff_t same = std::count(schemes.begin(), schemes.end(), scheme);
-    if (same > count) {
-      most = scheme;
-      count = same;
-    }
-  }
-  const auto all = static_cast<std::ptrdiff_t>(schemes.size());
-  return count == all ? most : fmt::format("{} ({} of {} operators, others differ)", most, count, all);
-}
-
-=======
->>>>>>> w2
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
 /// pass.
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {

@@ -17,7 +17,8 @@ int thread_count(int threads);
 class ThreadPool {
  public:
   /// `threads` <= 0 takes the number of processors this process may run on. The caller of `parallel_for` is
-  /// one of the threads, so `ThreadPool(1)` starts none. Throws ResourceError when the system starts fewer.
+  /// one of the threads, so `ThreadPool(1)` starts none. Throws ResourceError when the system starts fewer,
+  /// or has no room for OpenBLAS's buffers.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -24,6 +24,8 @@ RunReport full_report() {
   auto& row = report.operators.front();
   row.pass = 1;
   row.mismatch_weight = 0.5;
+  row.parameters = 11;
+  row.macs = 12;
   row.rung_index = 2;
   row.fell_back = true;
   row.fallback = "rtn: why";
@@ -39,6 +41,9 @@ RunReport full_report() {
   report.evaluation.front().kl_mean = 1e-9;
   report.evaluation.front().top1_agreement = 1.0;
   report.totals.parameters_after = 5;
+  report.totals.numbers_after = 4;
+  report.totals.macs_before = 9;
+  report.totals.macs_after = 3;
   report.evaluation.front().embedding_cosine = 0.5;
   report.evaluation.front().embedding_cosine_min = 0.25;
   report.evaluation.front().rank_correlation = 0.75;
