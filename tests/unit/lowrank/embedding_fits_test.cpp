@@ -110,7 +110,7 @@ TEST_CASE("word2ketXS finds a table that is one", "[lowrank][ket]") {
   const at::Tensor leaf = normal_matrix(3 * 2, 12, "leaf").reshape({3, 2, 4, 3}).to(at::kFloat);
   const at::Tensor table = KroneckerSumWeight(50, 20, leaf).dense();
   CHECK(fit_word2ketxs(table, {.order = 3, .rank = 2, .sweeps = 300, .tolerance = 1e-9}).relative_error <
-        1e-4);
+        1e-3);
 }
 
 TEST_CASE("word2ketXS is the same in every run", "[lowrank][ket]") {
