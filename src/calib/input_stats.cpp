@@ -17,6 +17,7 @@ InputStats divided(const InputStats& stats, const at::Tensor& scale) {
   };
   InputStats out;
   out.tokens = stats.tokens;
+  out.mean = times(stats.mean, inverse);
   out.abs_mean = times(stats.abs_mean, inverse);
   out.abs_max = times(stats.abs_max, inverse);
   out.samples = times(stats.samples, inverse);
@@ -55,6 +56,7 @@ StatsAccumulator::StatsAccumulator(int64_t features, const Needs& needs, int64_t
     if (needs.second_moment) stats_.second_moment = square();
     if (needs.mismatch) stats_.mismatch = square();
   }
+  if (needs.mean) sum_ = at::zeros({features}, at::kDouble);
   if (needs.abs_mean) abs_sum_ = at::zeros({features}, at::kDouble);
   if (needs.abs_max) stats_.abs_max = at::zeros({features}, at::kFloat);
   if (needs.sampled_tokens > 0) {
@@ -83,6 +85,8 @@ void StatsAccumulator::add(ThreadPool* pool, const float* x, int64_t tokens, flo
     linalg::syrk_upper(pool, x, tokens, features_, moment.data_ptr<float>());
   }
   if (needs_.mismatch || needs_.halves) add_mismatch(pool, x, tokens, reference, half);
+  if (needs_.mean)
+    sum_ += at::from_blob(const_cast<float*>(x), {tokens, features_}, at::kFloat).sum(0, false, at::kDouble);
   if (needs_.abs_mean || needs_.abs_max || needs_.outlier_threshold > 0) add_magnitudes(x, tokens);
   if (needs_.token_range || needs_.value_counts) add_ranges(x, tokens);
 }
@@ -134,9 +138,9 @@ InputStats StatsAccumulator::finish() {
   } else if (needs_.second_moment) {
     linalg::mirror_upper(stats_.second_moment);
   }
-  if (needs_.abs_mean) {
-    stats_.abs_mean = (abs_sum_ / static_cast<double>(std::max<int64_t>(1, stats_.tokens))).to(at::kFloat);
-  }
+  const auto tokens = static_cast<double>(std::max<int64_t>(1, stats_.tokens));
+  if (needs_.mean) stats_.mean = (sum_ / tokens).to(at::kFloat);
+  if (needs_.abs_mean) stats_.abs_mean = (abs_sum_ / tokens).to(at::kFloat);
   if (needs_.token_range) {
     stats_.token_lowest = at::tensor(lowest_, at::kFloat);
     stats_.token_highest = at::tensor(highest_, at::kFloat);

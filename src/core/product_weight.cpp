@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "core/one_thread.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp {
@@ -30,7 +31,8 @@ ProductWeight::ProductWeight(std::vector<WeightPtr> factors) : factors_(std::mov
 
 at::Tensor ProductWeight::dense() const {
   at::Tensor product = factors_.back()->dense();
-  for (size_t i = factors_.size() - 1; i > 0; --i) product = at::matmul(factors_[i - 1]->dense(), product);
+  for (size_t i = factors_.size() - 1; i > 0; --i)
+    product = one_thread_product(factors_[i - 1]->dense(), product);
   return product;
 }
 
@@ -42,7 +44,7 @@ at::Tensor ProductWeight::apply(const at::Tensor& x) const {
 
 at::Tensor ProductWeight::rows(const at::Tensor& ids) const {
   at::Tensor found = factors_.front()->rows(ids);
-  for (size_t i = 1; i < factors_.size(); ++i) found = at::matmul(found, factors_[i]->dense());
+  for (size_t i = 1; i < factors_.size(); ++i) found = one_thread_product(found, factors_[i]->dense());
   return found;
 }
 

@@ -3,13 +3,14 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "core/one_thread.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp {
 
 at::Tensor Weight::apply(const at::Tensor& x) const {
-  return at::matmul(x, dense().t());
+  return one_thread_product(x, dense().t());
 }
 
 at::Tensor Weight::rows(const at::Tensor& ids) const {

@@ -14,6 +14,7 @@
 #include "lcomp/sparse/saliency.h"
 #include "lcomp/sparse/sparse_weight.h"
 #include "lcomp/sparse/sparsity.h"
+#include "model/factor_steps.h"
 
 namespace lcomp::eval {
 namespace {
@@ -42,7 +43,8 @@ class PackedRows {
     results_.resize(parts_.size());
   }
 
-  void multiply(const at::Tensor& x) {
+  /// The parts of x W^T, [tokens, .] each.
+  const std::vector<at::Tensor>& multiply(const at::Tensor& x) {
     pool_.parallel_for(static_cast<int64_t>(parts_.size()), [&](int64_t i, int worker) {
       const linalg::PackedMatrix& part = parts_[static_cast<size_t>(i)];
       at::Tensor& y = results_[static_cast<size_t>(i)];
@@ -50,6 +52,7 @@ class PackedRows {
       part.multiply(x.data_ptr<float>(), x.size(0), y.data_ptr<float>(), false,
                     scratch_[static_cast<size_t>(worker)]);
     });
+    return results_;
   }
 
  private:
@@ -64,19 +67,29 @@ class Product {
  public:
   Product(WeightPtr weight, linalg::Precision precision, ThreadPool& pool)
       : weight_(std::move(weight)), pool_(pool), bytes_(weight_->bytes()) {
-    if (dynamic_cast<const DenseWeight*>(weight_.get()) == nullptr) return;
-    const at::Tensor matrix = weight_->dense();
-    packed_ = std::make_unique<PackedRows>(matrix, precision, pool);
-    bytes_ = matrix.numel() * (precision == linalg::Precision::kBf16 ? 2 : 4);
+    const bool dense = dynamic_cast<const DenseWeight*>(weight_.get()) != nullptr;
+    if (!dense && !model::runs_by_itself(*weight_)) return;
+    steps_ = model::factor_steps(*weight_);
+    if (!steps_.empty()) bytes_ = 0;
+    for (const model::FactorStep& step : steps_) {
+      const at::Tensor matrix = step.matrix->dense();
+      packed_.push_back(std::make_unique<PackedRows>(matrix, precision, pool));
+      bytes_ += matrix.numel() * (precision == linalg::Precision::kBf16 ? 2 : 4);
+    }
   }
 
   void multiply(const at::Tensor& x) const {
-    if (packed_) {
-      packed_->multiply(x);
-    } else if (const auto* pruned = dynamic_cast<const SparseWeight*>(weight_.get())) {
+    if (const auto* pruned = dynamic_cast<const SparseWeight*>(weight_.get())) {
       pruned->apply(x, &pool_);
-    } else {
+    } else if (steps_.empty()) {
       weight_->apply(x);
+    } else {
+      at::Tensor input = x;
+      for (size_t i = 0; i < steps_.size(); ++i) {
+        const std::vector<at::Tensor>& parts = packed_[i]->multiply(input);
+        if (i + 1 < steps_.size() || steps_[i].places.defined())
+          input = steps_[i].output(input, parts.size() == 1 ? parts[0] : at::cat(parts, 1));
+      }
     }
   }
 
@@ -86,7 +99,8 @@ class Product {
  private:
   WeightPtr weight_;
   ThreadPool& pool_;
-  std::unique_ptr<PackedRows> packed_;
+  std::vector<model::FactorStep> steps_;
+  std::vector<std::unique_ptr<PackedRows>> packed_;
   int64_t bytes_;
 };
 

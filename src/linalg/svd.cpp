@@ -1,16 +1,15 @@
 #include "lcomp/linalg/svd.h"
 
 #include <ATen/ATen.h>
-#include <cblas.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "core/one_thread.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/rng.h"
-#include "lcomp/core/threads.h"
 
 // LAPACK is column-major: a row-major matrix is its transpose there.
 extern "C" {
@@ -60,12 +59,6 @@ void check_converged(int info, const char* what) {
     throw NumericalError(what, fmt::format("the iteration must converge; LAPACK gave up with {}", info));
 }
 
-/// One OpenBLAS thread, whoever calls.
-template <class Work>
-void on_one_thread(Work work) {
-  parallel_for(nullptr, 1, [&](int64_t, int) { work(); });
-}
-
 std::vector<double> workspace(double wanted) {
   return std::vector<double>(static_cast<size_t>(std::max(wanted, 1.0)));
 }
@@ -102,7 +95,7 @@ Svd exact(at::Tensor a, int64_t count) {
             result.right.data_ptr<double>(), &rows, result.left.data_ptr<double>(), &least, work, size,
             integers.data(), &info);
   };
-  on_one_thread([&] {
+  on_one_blas_thread([&] {
     call(&wanted, &query);
     std::vector<double> work = workspace(wanted);
     const int size = static_cast<int>(work.size());
@@ -126,11 +119,11 @@ at::Tensor divided_rows(const at::Tensor& vectors, const std::vector<double>& va
 Svd by_gram(const at::Tensor& a, int64_t count) {
   const bool wide = a.size(0) <= a.size(1);
   at::Tensor gram;
-  on_one_thread([&] { gram = wide ? a.mm(a.t()) : a.t().mm(a); });
+  on_one_blas_thread([&] { gram = wide ? a.mm(a.t()) : a.t().mm(a); });
   Eigen eigen = largest_eigen(gram, count);
   Svd result;
   for (const double value : eigen.values) result.values.push_back(std::sqrt(std::max(value, 0.0)));
-  on_one_thread([&] {
+  on_one_blas_thread([&] {
     if (wide) {
       result.left = eigen.vectors.t().contiguous();
       result.right = divided_rows(eigen.vectors.mm(a), result.values);
@@ -150,7 +143,7 @@ Svd randomized(const at::Tensor& a, int64_t count, const RandomizedOptions& opti
   for (int64_t i = 0; i < start.numel(); ++i) start.data_ptr<double>()[i] = rng.normal();
   Svd small;
   at::Tensor basis;
-  on_one_thread([&] {
+  on_one_blas_thread([&] {
     basis = orthonormal_columns(a.mm(start));
     for (int64_t q = 0; q < options.power; ++q)
       basis = orthonormal_columns(a.mm(orthonormal_columns(a.t().mm(basis))));
@@ -183,7 +176,7 @@ Eigen largest_eigen(const at::Tensor& matrix, int64_t count) {
             &tolerance, &found, values.data(), vectors.data_ptr<double>(), &n, support.data(), work, size,
             integers, integer_size, &info);
   };
-  on_one_thread([&] {
+  on_one_blas_thread([&] {
     call(&query_size, &query, &integer_query, &query);
     std::vector<double> work = workspace(query_size);
     std::vector<int> integers(static_cast<size_t>(std::max(integer_query, 1)));
@@ -202,7 +195,7 @@ Eigen largest_eigen(const at::Tensor& matrix, int64_t count) {
 
 at::Tensor Svd::product() const {
   at::Tensor out;
-  on_one_thread([&] { out = (left * at::tensor(values, at::kDouble)).mm(right); });
+  on_one_blas_thread([&] { out = (left * at::tensor(values, at::kDouble)).mm(right); });
   return out;
 }
 
@@ -236,7 +229,7 @@ at::Tensor orthonormal_columns(const at::Tensor& matrix) {
   const auto form = [&](double* work, const int* size) {
     dorglq_(&rank, &columns, &rank, a.data_ptr<double>(), &rows, tau.data(), work, size, &info);
   };
-  on_one_thread([&] {
+  on_one_blas_thread([&] {
     factor(&factor_size, &query);
     form(&form_size, &query);
     std::vector<double> work = workspace(std::max(factor_size, form_size));
@@ -258,7 +251,7 @@ std::vector<int64_t> pivot_rows(const at::Tensor& matrix) {
   const auto call = [&](double* work, const int* size) {
     dgeqp3_(&rows, &columns, a.data_ptr<double>(), &rows, order.data(), tau.data(), work, size, &info);
   };
-  on_one_thread([&] {
+  on_one_blas_thread([&] {
     call(&wanted, &query);
     std::vector<double> work = workspace(wanted);
     const int size = static_cast<int>(work.size());

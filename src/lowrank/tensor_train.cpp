@@ -1,4 +1,5 @@
 #include "lcomp/lowrank/tensor_train.h"
+#include "core/one_thread.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -8,7 +9,6 @@
 #include <cmath>
 
 #include "lcomp/core/error.h"
-#include "lowrank/one_thread.h"
 
 namespace lcomp::lowrank {
 namespace {
@@ -91,8 +91,8 @@ std::vector<at::Tensor> right_orthogonal(std::vector<at::Tensor> cores) {
     const at::Tensor core = cores[k], rows = core.reshape({core.size(0), -1});
     const at::Tensor basis = linalg::orthonormal_columns(rows.t());
     cores[k] = basis.t().reshape({basis.size(1), core.size(1), core.size(2)});
-    const at::Tensor moved = product(rows, basis), before = cores[k - 1];
-    cores[k - 1] = product(before.reshape({-1, before.size(2)}), moved)
+    const at::Tensor moved = one_thread_product(rows, basis), before = cores[k - 1];
+    cores[k - 1] = one_thread_product(before.reshape({-1, before.size(2)}), moved)
                        .reshape({before.size(0), before.size(1), moved.size(1)});
   }
   return cores;
@@ -177,7 +177,7 @@ at::Tensor TensorTrain::full() const {
   Integers shape;
   at::Tensor left = at::ones({1, 1}, at::kDouble);
   for (const at::Tensor& core : cores) {
-    left = product(left, core.reshape({core.size(0), -1})).reshape({-1, core.size(2)});
+    left = one_thread_product(left, core.reshape({core.size(0), -1})).reshape({-1, core.size(2)});
     shape.push_back(core.size(1));
   }
   return left.reshape(shape);
@@ -218,7 +218,7 @@ TrainResult tt_round(const TensorTrain& train, const TrainLimits& limits) {
     const Halves halves = cut(cores[k].reshape({rank * size, -1}), largest_rank(limits, k), delta, limits);
     cores[k] = halves.left.reshape({rank, size, -1});
     const at::Tensor next = cores[k + 1];
-    cores[k + 1] = product(halves.right, next.reshape({next.size(0), -1}))
+    cores[k + 1] = one_thread_product(halves.right, next.reshape({next.size(0), -1}))
                        .reshape({halves.right.size(0), next.size(1), next.size(2)});
     lost += halves.lost;
   }
@@ -252,7 +252,7 @@ at::Tensor full_matrix(const std::vector<at::Tensor>& cores) {
   const auto d = static_cast<int64_t>(cores.size());
   for (int64_t k = 0; k < d; ++k) {
     const at::Tensor& core = cores[static_cast<size_t>(k)];
-    left = product(left, core.reshape({core.size(0), -1})).reshape({-1, core.size(3)});
+    left = one_thread_product(left, core.reshape({core.size(0), -1})).reshape({-1, core.size(3)});
     digits.insert(digits.end(), {core.size(1), core.size(2)});
     rows *= core.size(1);
     order.push_back(2 * k);

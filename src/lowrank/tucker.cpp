@@ -1,4 +1,5 @@
 #include "lcomp/lowrank/tucker.h"
+#include "core/one_thread.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -10,7 +11,6 @@
 
 #include "lcomp/core/error.h"
 #include "lcomp/linalg/svd.h"
-#include "lowrank/one_thread.h"
 
 namespace lcomp::lowrank {
 namespace {
@@ -54,7 +54,7 @@ at::Tensor checked_tensor(const at::Tensor& tensor, const char* where) {
 /// The first left singular vectors of the unfolding, [I_mode, rank].
 at::Tensor leading_basis(const at::Tensor& tensor, int64_t mode, int64_t rank) {
   const at::Tensor matrix = unfold(tensor, mode);
-  return linalg::largest_eigen(product(matrix, matrix.t()), rank).vectors.t().contiguous();
+  return linalg::largest_eigen(one_thread_product(matrix, matrix.t()), rank).vectors.t().contiguous();
 }
 
 double tucker_error(double norm, const at::Tensor& core) {
@@ -117,7 +117,7 @@ at::Tensor mode_product(const at::Tensor& tensor, const at::Tensor& matrix, int6
   }
   std::vector<int64_t> shape = tensor.sizes().vec();
   shape[static_cast<size_t>(mode)] = matrix.size(0);
-  return fold(product(matrix, unfold(tensor, mode)), mode, shape);
+  return fold(one_thread_product(matrix, unfold(tensor, mode)), mode, shape);
 }
 
 at::Tensor Tucker::full() const {

@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/one_thread.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/rng.h"
 #include "lcomp/lowrank/kronecker.h"
 #include "lcomp/lowrank/tucker.h"
-#include "lowrank/one_thread.h"
 #include "lowrank/row_weights.h"
 
 namespace lcomp::lowrank {
@@ -92,16 +92,17 @@ at::Tensor khatri_rao(const KetFactors& factors, size_t begin, size_t end) {
 /// The model, flat.
 at::Tensor ket_model(const KetFactors& factors) {
   const size_t half = factors.size() / 2;
-  return product(khatri_rao(factors, 0, half), khatri_rao(factors, half, factors.size()).t()).flatten();
+  return one_thread_product(khatri_rao(factors, 0, half), khatri_rao(factors, half, factors.size()).t())
+      .flatten();
 }
 
 /// sum over all modes but k of X times the other factors, [t q, rank].
 at::Tensor all_but_one(const at::Tensor& x, const KetFactors& factors, size_t k) {
   const int64_t size = factors[k].size(0);
   const at::Tensor left = khatri_rao(factors, 0, k), right = khatri_rao(factors, k + 1, factors.size());
-  if (right.size(0) == 1) return product(x.reshape({-1, size}).t(), left);
+  if (right.size(0) == 1) return one_thread_product(x.reshape({-1, size}).t(), left);
   const at::Tensor contracted =
-      product(x.reshape({-1, right.size(0)}), right).reshape({-1, size, left.size(1)});
+      one_thread_product(x.reshape({-1, right.size(0)}), right).reshape({-1, size, left.size(1)});
   return (contracted * left.unsqueeze(1)).sum(0);
 }
 
@@ -117,7 +118,7 @@ at::Tensor normal_matrices(const KetProblem& p, const KetFactors& factors, size_
     const at::Tensor rows = factors[l - 1].reshape({p.t, p.q, rank});
     const at::Tensor gram = at::matmul(rows.transpose(1, 2), rows).reshape({p.t, squares});
     if (first)
-      sums = product(sums, gram);
+      sums = one_thread_product(sums, gram);
     else
       sums = (sums.reshape({-1, p.t, squares}) * gram).sum(1);
     first = false;
@@ -168,7 +169,8 @@ KetFactors ket_start_by_unfoldings(const KetProblem& p, uint64_t seed) {
     const at::Tensor matrix = unfold(p.data, k);
     at::Tensor factor = at::empty({size, p.rank}, at::kDouble);
     for (int64_t i = 0; i < factor.numel(); ++i) factor.data_ptr<double>()[i] = rng.normal();
-    factor.narrow(1, 0, count).copy_(linalg::largest_eigen(product(matrix, matrix.t()), count).vectors.t());
+    factor.narrow(1, 0, count)
+        .copy_(linalg::largest_eigen(one_thread_product(matrix, matrix.t()), count).vectors.t());
     factors.push_back(factor);
   }
   return factors;

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "lcomp/core/error.h"
+#include "model/factor_steps.h"
 #include "model/kernels.h"
 #include "model/rotary.h"
 
@@ -27,15 +28,36 @@ float* work_buffer(SampleState& state, int64_t rows, int64_t cols) {
   return state.work.data_ptr<float>();
 }
 
+/// How one operator is run: by steps, or, without any, by `Weight::apply`.
+struct OperatorKernel {
+  OperatorKernel(const Weight& weight, linalg::Precision precision) : steps(factor_steps(weight)) {
+    for (const FactorStep& step : steps) matrices.emplace_back(std::vector{step.matrix->dense()}, precision);
+  }
+
+  /// y [tokens, out] = x W^T.
+  at::Tensor run(const Weight& weight, const at::Tensor& x, linalg::Scratch& scratch) const {
+    if (steps.empty()) return weight.apply(x);
+    at::Tensor y = x;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      at::Tensor product = at::empty({x.size(0), matrices[i].out_features()}, at::kFloat);
+      matrices[i].multiply(y.data_ptr<float>(), x.size(0), product.data_ptr<float>(), false, scratch);
+      y = steps[i].output(y, product);
+    }
+    return y;
+  }
+
+  std::vector<FactorStep> steps;
+  std::vector<linalg::PackedMatrix> matrices;
+};
+
 }  // namespace
 
 struct Block::Kernels {
   explicit Kernels(const RopeSpec& rope) : rotary(rope) {}
 
   std::vector<std::unique_ptr<linalg::PackedMatrix>> packed;  // per group
-  /// Per group whose weights do not all multiply by the plain input: one by one, null where `Weight::apply`
-  /// does it.
-  std::vector<std::vector<std::unique_ptr<linalg::PackedMatrix>>> apart;
+  /// Per group whose weights are not all laid out as one matrix: one by one.
+  std::vector<std::vector<OperatorKernel>> apart;
   RotaryTables rotary;
 
   void release(size_t group) {
@@ -164,13 +186,9 @@ void Block::multiply_input_scale(size_t group, const at::Tensor& scale) {
 void Block::prepare(size_t group, linalg::Precision precision) {
   if (kernels_->packed.at(group) || !kernels_->apart[group].empty()) return;
   const auto& members = groups_[group].operators;
-  const auto rounds = [&](size_t op) { return ops_[op].weight->quantizes_input(); };
-  if (std::any_of(members.begin(), members.end(), rounds)) {
-    for (const size_t op : members) {
-      auto& one = kernels_->apart[group].emplace_back();
-      if (!rounds(op))
-        one = std::make_unique<linalg::PackedMatrix>(std::vector{ops_[op].weight->dense()}, precision);
-    }
+  if (std::any_of(members.begin(), members.end(),
+                  [&](size_t op) { return runs_by_itself(*ops_[op].weight); })) {
+    for (const size_t op : members) kernels_->apart[group].emplace_back(*ops_[op].weight, precision);
     return;
   }
   std::vector<at::Tensor> weights;
@@ -264,14 +282,7 @@ void Block::multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::
   for (size_t i = 0; i < members.size(); ++i) {
     const LinearOp& op = ops_[members[i]];
     const int64_t out = op.info.out_features;
-    const linalg::PackedMatrix* packed = kernels_->apart[group][i].get();
-    at::Tensor part;
-    if (packed != nullptr) {
-      part = at::empty({tokens, out}, at::kFloat);
-      packed->multiply(x.data_ptr<float>(), tokens, part.data_ptr<float>(), false, scratch);
-    } else {
-      part = op.weight->apply(x);
-    }
+    const at::Tensor part = kernels_->apart[group][i].run(*op.weight, x, scratch);
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(part.data_ptr<float>() + t * out, out, y + t * width);
     y += out;
   }
@@ -344,7 +355,7 @@ void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& sc
   if (const linalg::PackedMatrix* packed = kernels_->packed[group].get()) {
     packed->multiply(state.work.data_ptr<float>(), tokens, hidden, true, scratch);
   } else {
-    const at::Tensor y = op.weight->apply(state.work);
+    const at::Tensor y = kernels_->apart[group][0].run(*op.weight, state.work, scratch);
     kernels::add(y.data_ptr<float>(), y.numel(), hidden);
   }
   if (op.bias.defined()) kernels::add_bias(op.bias.data_ptr<float>(), tokens, op.info.out_features, hidden);

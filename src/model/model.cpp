@@ -138,19 +138,41 @@ void Model::check_operator(const OperatorInfo& op) const {
   }
 }
 
+OperatorInfo Model::embedding() const {
+  const TensorNames& names = architecture_.names;
+  OperatorInfo info;
+  info.name = names.prefix + names.embedding;
+  info.kind = names.embedding;
+  info.out_features = architecture_.vocab_size;
+  info.in_features = architecture_.hidden_size;
+  return info;
+}
+
+/// An embedding that is stored compressed is small, and is read whole.
+void Model::load_embedding() {
+  const OperatorInfo info = embedding();
+  if (group_of(info) == nullptr) return;
+  compressed_embedding_ = load_weight(info);
+  if (compressed_embedding_->quantizes_input())
+    throw CorruptFile(where_, fmt::format("'{}' must not round its input; it does", info.name));
+}
+
 void Model::check_all() {
   for (const auto& [name, shape] : outer_parts(architecture_)) check_tensor(name, shape);
+  load_embedding();
   embedding_name_ = architecture_.embedding_name();
   if (architecture_.is_language_model()) head_name_ = architecture_.head_name();
   const bool has_embedding = checkpoint_->contains(embedding_name_);
   const bool has_head = checkpoint_->contains(head_name_);
   // One matrix for both, whichever name it is stored under; two stored matrices are two, whatever the flag
   // says.
-  if (architecture_.tied_embeddings && has_embedding != has_head)
+  if (architecture_.tied_embeddings && has_embedding != has_head && !compressed_embedding_)
     embedding_name_ = head_name_ = has_embedding ? embedding_name_ : head_name_;
   const std::vector<int64_t> shape = {architecture_.vocab_size, architecture_.hidden_size};
-  check_tensor(embedding_name_, shape);
-  if (architecture_.is_language_model()) check_tensor(head_name_, shape);
+  const bool head_is_embedding = architecture_.tied_embeddings && !has_head && compressed_embedding_;
+  if (!compressed_embedding_) check_tensor(embedding_name_, shape);
+  if (architecture_.is_language_model() && !head_is_embedding) check_tensor(head_name_, shape);
+  if (head_is_embedding) head_name_.clear();
   if (architecture_.tied_embeddings && has_embedding && has_head &&
       checkpoint_->hash_of_tensor(embedding_name_) != checkpoint_->hash_of_tensor(head_name_)) {
     warnings_.push_back(
@@ -173,7 +195,9 @@ void Model::warn_of_unused() {
     for (const auto& [name, length] : architecture_.block_norms(i)) used.insert(name);
     for (const OperatorInfo& op : architecture_.operators(i)) biased[op.name] = op.has_bias;
   }
+  const std::string of_embedding = compressed_embedding_ ? embedding().name + "." : std::string();
   const auto is_used = [&](const std::string& name) {
+    if (compressed_embedding_ && name.starts_with(of_embedding)) return true;
     if (used.contains(name) || is_stray_buffer(name)) return true;
     for (const std::string& task : architecture_.names.task_heads) {
       if (name.starts_with(task) || name.starts_with(architecture_.names.prefix + task)) return true;
@@ -272,18 +296,22 @@ at::Tensor Model::read_rows(const std::string& name, int64_t begin, int64_t coun
   return rows;
 }
 
-at::Tensor Model::embed(std::span<const int64_t> ids, std::span<const int64_t> type_ids) const {
+at::Tensor Model::embed(std::span<const int64_t> ids, std::span<const int64_t> type_ids,
+                        const Weight* table) const {
   const auto count = static_cast<int64_t>(ids.size());
-  at::Tensor out = at::empty({count, architecture_.hidden_size}, at::kFloat);
-  for (int64_t t = 0; t < count; ++t) {
-    const int64_t id = ids[static_cast<size_t>(t)];
-    if (id < 0 || id >= architecture_.vocab_size) {
-      throw InvalidArgument("Model::embed", fmt::format("token ids must lie in [0, {}); received {}",
-                                                        architecture_.vocab_size, id));
-    }
-    const at::Tensor row = read_rows(embedding_name_, id, 1);
-    std::memcpy(out.data_ptr<float>() + t * architecture_.hidden_size, row.data_ptr<float>(),
-                static_cast<size_t>(architecture_.hidden_size) * sizeof(float));
+  for (const int64_t id : ids) {
+    if (id >= 0 && id < architecture_.vocab_size) continue;
+    throw InvalidArgument("Model::embed", fmt::format("token ids must lie in [0, {}); received {}",
+                                                      architecture_.vocab_size, id));
+  }
+  if (table == nullptr) table = compressed_embedding_.get();
+  at::Tensor out;
+  if (table != nullptr) {
+    out = table->rows(at::tensor(c10::ArrayRef<int64_t>(ids.data(), ids.size()), at::kLong)).contiguous();
+  } else {
+    out = at::empty({count, architecture_.hidden_size}, at::kFloat);
+    for (int64_t t = 0; t < count; ++t)
+      out[t].copy_(read_rows(embedding_name_, ids[static_cast<size_t>(t)], 1)[0]);
   }
   add_positions_and_types(type_ids, out);
   if (!architecture_.names.embedding_norm.empty()) normalize(architecture_.names.embedding_norm, out);
@@ -334,12 +362,17 @@ at::Tensor Model::head_rows(int64_t begin, int64_t count) const {
                                           "has none",
                                           architecture_.family));
   }
+  if (head_name_.empty()) return compressed_embedding_->rows(at::arange(begin, begin + count, at::kLong));
   return read_rows(head_name_, begin, count);
 }
 
 int64_t Model::parameters() const {
   int64_t sum = 0;
   std::set<std::string> operators;
+  if (compressed_embedding_) {
+    operators.insert(embedding().name);
+    sum += architecture_.vocab_size * architecture_.hidden_size;
+  }
   for (int64_t i = 0; i < size(); ++i) {
     for (const OperatorInfo& op : architecture_.operators(i)) {
       operators.insert(op.name);
@@ -356,7 +389,10 @@ int64_t Model::parameters() const {
 }
 
 at::ScalarType Model::dtype() const {
-  return io::scalar_type_of(checkpoint_->info(embedding_name_).dtype).value_or(at::kFloat);
+  // Of a compressed embedding nothing can be told; norms are stored in the type of the model.
+  const std::string name =
+      compressed_embedding_ ? architecture_.block_norms(0).begin()->first : embedding_name_;
+  return io::scalar_type_of(checkpoint_->info(name).dtype).value_or(at::kFloat);
 }
 
 }  // namespace lcomp::model

@@ -174,28 +174,35 @@ quant::ActivationScheme read_activations(const OrderedJsonView& json) {
   return scheme;
 }
 
-QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format);
+/// How deep weights may be made of weights: a sum of products of pivoted factors of codes.
+constexpr int kMostDepth = 4;
 
-/// The groups of a sum's parts, of which none is a sum.
-std::vector<QuantizationConfig::Group> read_parts(const OrderedJsonView& json, const WeightFormat& whole) {
-  constexpr size_t kMostParts = 16;
-  if (whole.name != "lcomp-sum")
-    json.fail(fmt::format("only lcomp-sum has parts; the format is {}", whole.name));
+QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format,
+                                     int depth = 0);
+
+/// The groups of the weights that one is made of.
+std::vector<QuantizationConfig::Group> read_parts(const OrderedJsonView& json, const WeightFormat& whole,
+                                                  int depth) {
+  if (depth > kMostDepth)
+    json.fail(fmt::format("weights must be made of weights at most {} deep; these are deeper", kMostDepth));
   std::vector<QuantizationConfig::Group> parts;
   for (const OrderedJsonView& part : json.elements()) {
-    if (parts.size() == kMostParts)
-      json.fail(fmt::format("there must be at most {} parts; there are more", kMostParts));
+    if (parts.size() == whole.most_parts) break;
     if (part.text_or("format", "") == "dense") {
       parts.push_back({.targets = {}, .scheme = {}, .format = "dense"});
-      continue;
+    } else {
+      parts.push_back(read_group(part, "pack-quantized", depth));
     }
-    parts.push_back(read_group(part, "pack-quantized"));
-    if (!parts.back().parts.empty()) part.fail("a part must not be a sum itself; it is");
+  }
+  if (parts.size() < whole.least_parts || json.elements().size() > whole.most_parts) {
+    json.fail(fmt::format("{} must have {} to {} parts; there are {}", whole.name, whole.least_parts,
+                          whole.most_parts, json.elements().size()));
   }
   return parts;
 }
 
-QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format) {
+QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::string& common_format,
+                                     int depth) {
   if (json.find("output_activations")) {
     throw Unsupported("config.json: " + json.pointer(),
                       "only weights and inputs may be quantized; this group quantizes output_activations");
@@ -209,7 +216,11 @@ QuantizationConfig::Group read_group(const OrderedJsonView& json, const std::str
   if (const auto numbers = json.find("lcomp")) {
     for (const auto& [name, value] : numbers->members()) group.numbers[name] = value.number();
   }
-  if (const auto parts = json.find("lcomp_parts")) group.parts = read_parts(*parts, format);
+  if (format.most_parts > 0) {
+    group.parts = read_parts(json.at("lcomp_parts"), format, depth + 1);
+  } else if (const auto parts = json.find("lcomp_parts")) {
+    parts->fail(fmt::format("the format {} has no parts", format.name));
+  }
   return group;
 }
 

@@ -6,7 +6,13 @@
 
 #include "io/json_util.h"
 #include "lcomp/core/error.h"
+#include "lcomp/core/product_weight.h"
 #include "lcomp/core/sum_weight.h"
+#include "lcomp/lowrank/identity_rows_weight.h"
+#include "lcomp/lowrank/kronecker_sum_weight.h"
+#include "lcomp/lowrank/morpheme_weight.h"
+#include "lcomp/lowrank/row_patch_weight.h"
+#include "lcomp/lowrank/tensor_train_weight.h"
 #include "lcomp/quant/codebook_weight.h"
 #include "lcomp/quant/llm_int8.h"
 #include "lcomp/quant/nf4_storage.h"
@@ -262,33 +268,127 @@ StorageGroup part_group(const Weight& part) {
   return {.targets = {}, .scheme = {}, .format = "dense"};
 }
 
-std::optional<StorageGroup> describe_sum(const Weight& weight) {
-  const auto* sum = dynamic_cast<const SumWeight*>(&weight);
-  if (sum == nullptr) return std::nullopt;
-  StorageGroup group{.targets = {}, .scheme = {}, .format = "lcomp-sum"};
-  for (const WeightPtr& part : sum->parts()) group.parts.push_back(part_group(*part));
+/// Its format and those of the weights that it is made of.
+StorageGroup composed_group(const char* format, const std::vector<WeightPtr>& parts) {
+  StorageGroup group{.targets = {}, .scheme = {}, .format = format};
+  for (const WeightPtr& part : parts) group.parts.push_back(part_group(*part));
   return group;
 }
 
-WeightPtr load_sum(const StoredOperator& op, const StorageGroup& group) {
-  const at::Tensor count = op.read(".weight_parts");
+WeightPtr load_part(const StoredOperator& part, const StorageGroup& group) {
+  const WeightFormat* format = find_weight_format(group.format);
+  if (format == nullptr) return std::make_shared<DenseWeight>(part.read(".weight"));
+  return format->load(part, group);
+}
+
+/// What several stored weights make; `count` is the tensor with their number, `name_of` where each is stored.
+template <class Composed>
+WeightPtr load_composed(const StoredOperator& op, const StorageGroup& group, std::string_view count,
+                        std::string (*name_of)(const std::string&, size_t)) {
+  const at::Tensor stored = op.read(count);
   const auto expected = static_cast<int64_t>(group.parts.size());
-  if (expected < 2 || count.numel() != 1 || count.item<int64_t>() != expected) {
-    throw CorruptFile(op.tensor(".weight_parts"),
+  if (stored.numel() != 1 || at::isFloatingType(stored.scalar_type()) || stored.item<int64_t>() != expected) {
+    throw CorruptFile(op.tensor(count),
                       fmt::format("must be the number of parts in the config, which has {}", expected));
   }
   std::vector<WeightPtr> parts;
-  for (size_t i = 0; i < group.parts.size(); ++i) {
-    const StoredOperator part = op.part(i);
-    const WeightFormat* format = find_weight_format(group.parts[i].format);
-    parts.push_back(format == nullptr ? std::make_shared<DenseWeight>(part.read(".weight"))
-                                      : format->load(part, group.parts[i]));
-  }
+  for (size_t i = 0; i < group.parts.size(); ++i)
+    parts.push_back(load_part(op.part(name_of(op.info().name, i)), group.parts[i]));
   try {
-    return std::make_shared<SumWeight>(std::move(parts));
+    return std::make_shared<Composed>(std::move(parts));
   } catch (const InvalidArgument& error) {
     throw CorruptFile(op.info().name, fmt::format("the stored parts must fit together; {}", error.what()));
   }
+}
+
+std::optional<StorageGroup> describe_sum(const Weight& weight) {
+  const auto* sum = dynamic_cast<const SumWeight*>(&weight);
+  if (sum == nullptr) return std::nullopt;
+  return composed_group("lcomp-sum", sum->parts());
+}
+
+WeightPtr load_sum(const StoredOperator& op, const StorageGroup& group) {
+  return load_composed<SumWeight>(op, group, ".weight_parts", SumWeight::part_name);
+}
+
+std::optional<StorageGroup> describe_product(const Weight& weight) {
+  const auto* product = dynamic_cast<const ProductWeight*>(&weight);
+  if (product == nullptr) return std::nullopt;
+  return composed_group("lcomp-product", product->factors());
+}
+
+WeightPtr load_product(const StoredOperator& op, const StorageGroup& group) {
+  return load_composed<ProductWeight>(op, group, ".weight_factors", ProductWeight::factor_name);
+}
+
+std::optional<StorageGroup> describe_identity_rows(const Weight& weight) {
+  const auto* pivoted = dynamic_cast<const lowrank::IdentityRowsWeight*>(&weight);
+  if (pivoted == nullptr) return std::nullopt;
+  return composed_group("lcomp-identity-rows", {pivoted->rest()});
+}
+
+WeightPtr load_identity_rows(const StoredOperator& op, const StorageGroup& group) {
+  const std::string rest = lowrank::IdentityRowsWeight::rest_name(op.info().name);
+  try {
+    return std::make_shared<lowrank::IdentityRowsWeight>(op.read(".weight_pivots"),
+                                                         load_part(op.part(rest), group.parts.at(0)));
+  } catch (const InvalidArgument& error) {
+    throw CorruptFile(op.info().name, fmt::format("the stored parts must fit together; {}", error.what()));
+  }
+}
+
+template <class Kind>
+std::optional<StorageGroup> describe_kind(const char* format, const Weight& weight) {
+  if (dynamic_cast<const Kind*>(&weight) == nullptr) return std::nullopt;
+  return StorageGroup{.targets = {}, .scheme = {}, .format = format};
+}
+
+std::optional<StorageGroup> describe_tensor_train(const Weight& weight) {
+  return describe_kind<lowrank::TensorTrainWeight>("lcomp-tensor-train", weight);
+}
+
+WeightPtr load_tensor_train(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::TensorTrainWeight;
+  lowrank::TensorTrainParts parts;
+  parts.shape = op.read(".weight_tt_shape");
+  const int64_t cores = TensorTrainWeight::core_count(parts.shape, op.info().name);
+  for (int64_t k = 0; k < cores; ++k) parts.cores.push_back(op.read(fmt::format(".weight_tt_core{}", k)));
+  parts.input_scale = op.read_if(".weight_tt_input_scale");
+  return std::make_shared<TensorTrainWeight>(
+      TensorTrainWeight::from_stored(std::move(parts), op.info().name));
+}
+
+std::optional<StorageGroup> describe_kronecker(const Weight& weight) {
+  return describe_kind<lowrank::KroneckerSumWeight>("lcomp-kronecker-sum", weight);
+}
+
+WeightPtr load_kronecker(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::KroneckerSumWeight;
+  return std::make_shared<KroneckerSumWeight>(KroneckerSumWeight::from_stored(
+      {op.read(".weight_kronecker_leaf"), op.read(".weight_kronecker_shape")}, op.info().name));
+}
+
+std::optional<StorageGroup> describe_morphemes(const Weight& weight) {
+  return describe_kind<lowrank::MorphemeWeight>("lcomp-morphemes", weight);
+}
+
+WeightPtr load_morphemes(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::MorphemeWeight;
+  return std::make_shared<MorphemeWeight>(
+      MorphemeWeight::from_stored({op.read(".weight_morpheme_tables"), op.read(".weight_morpheme_index"),
+                                   op.read(".weight_morpheme_shape")},
+                                  op.info().name));
+}
+
+std::optional<StorageGroup> describe_row_patch(const Weight& weight) {
+  return describe_kind<lowrank::RowPatchWeight>("lcomp-row-patch", weight);
+}
+
+WeightPtr load_row_patch(const StoredOperator& op, const StorageGroup&) {
+  using lowrank::RowPatchWeight;
+  return std::make_shared<RowPatchWeight>(RowPatchWeight::from_stored(
+      {op.read(".weight_patch_rows"), op.read(".weight_patch_values"), op.read(".weight_patch_shape")},
+      op.info().name));
 }
 
 using sparse::SparseFormat;
@@ -313,7 +413,20 @@ constexpr std::array kFormats = {
                  load_sparse<SparseFormat::kTwoOfFour>, describe_sparse<SparseFormat::kTwoOfFour>},
     WeightFormat{"lcomp-blocked-ell", ".weight_block_columns", io::StoredDtype::kI32, std::nullopt,
                  load_sparse<SparseFormat::kBlockedEll>, describe_sparse<SparseFormat::kBlockedEll>},
-    WeightFormat{"lcomp-sum", ".weight_parts", io::StoredDtype::kI64, std::nullopt, load_sum, describe_sum},
+    WeightFormat{"lcomp-sum", ".weight_parts", io::StoredDtype::kI64, std::nullopt, load_sum, describe_sum, 2,
+                 16},
+    WeightFormat{"lcomp-product", ".weight_factors", io::StoredDtype::kI64, std::nullopt, load_product,
+                 describe_product, 2, 16},
+    WeightFormat{"lcomp-identity-rows", ".weight_pivots", io::StoredDtype::kI32, std::nullopt,
+                 load_identity_rows, describe_identity_rows, 1, 1},
+    WeightFormat{"lcomp-kronecker-sum", ".weight_kronecker_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_kronecker, describe_kronecker},
+    WeightFormat{"lcomp-morphemes", ".weight_morpheme_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_morphemes, describe_morphemes},
+    WeightFormat{"lcomp-row-patch", ".weight_patch_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_row_patch, describe_row_patch},
+    WeightFormat{"lcomp-tensor-train", ".weight_tt_shape", io::StoredDtype::kI64, std::nullopt,
+                 load_tensor_train, describe_tensor_train},
     WeightFormat{"lcomp-tiled-csl", ".weight_tile_words", io::StoredDtype::kI32, std::nullopt,
                  load_sparse<SparseFormat::kTiledCsl>, describe_sparse<SparseFormat::kTiledCsl>},
 };

@@ -18,10 +18,10 @@ using StorageGroup = QuantizationConfig::Group;
 class StoredOperator {
  public:
   StoredOperator(const Model& model, OperatorInfo op) : model_(model), op_(std::move(op)) {}
-  /// Part i of a sum.
-  StoredOperator part(size_t i) const {
+  /// A weight that this one is made of, by the name under which it is stored.
+  StoredOperator part(std::string name) const {
     OperatorInfo info = op_;
-    info.name = SumWeight::part_name(op_.name, i);
+    info.name = std::move(name);
     return {model_, std::move(info)};
   }
 
@@ -55,6 +55,10 @@ struct WeightFormat {
   WeightPtr (*load)(const StoredOperator& op, const StorageGroup& group);
   /// The group of a weight that saves itself in this format (without targets), else nothing.
   std::optional<StorageGroup> (*describe)(const Weight& weight);
+
+  /// How many weights of other formats it is made of: the least and the most. They are the group's `parts`.
+  size_t least_parts = 0;
+  size_t most_parts = 0;
 
   bool is_own() const { return name.starts_with("lcomp-"); }
   /// Whether the checkpoint has the operator `op` in this format.

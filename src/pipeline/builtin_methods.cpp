@@ -22,6 +22,14 @@ MethodTable builtin_methods() {
   table.add(wrp_method());
   table.add(fisher_mask_method());
   table.add(llm_pruner_method());
+  table.add(svd_method());
+  table.add(fwsvd_method());
+  table.add(asvd_method());
+  table.add(svd_llm_method());
+  table.add(pca_method());
+  table.add(lqer_method());
+  table.add(oats_method());
+  table.add(tensor_train_method());
   return table;
 }
 

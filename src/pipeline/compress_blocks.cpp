@@ -110,10 +110,12 @@ void Run::start_samples() {
   }
   samples_.runner = std::make_unique<calib::SampleRunner>(pool_, a, *samples_.hidden, samples_.work.get(),
                                                           plan_.batch_tokens);
+  // The second stream is the model as it came; the first starts from the embedding that will be written.
+  const Weight* table = embedding_table();
   for (size_t i = 0; i < lengths.size(); ++i) {
-    const at::Tensor embedded = model_.embed(samples_.tokens.sequences[i]);
-    samples_.hidden->store(static_cast<int64_t>(i), embedded);
-    if (plan_.compares_streams) samples_.reference_hidden->store(static_cast<int64_t>(i), embedded);
+    const auto& ids = samples_.tokens.sequences[i];
+    samples_.hidden->store(static_cast<int64_t>(i), model_.embed(ids, {}, table));
+    if (plan_.compares_streams) samples_.reference_hidden->store(static_cast<int64_t>(i), model_.embed(ids));
   }
 }
 

@@ -90,7 +90,15 @@ class Export {
   }
 
   void write_outer() {
+    const std::string embedding = model_.embedding().name + ".";
+    if (const WeightPtr& compressed = model_.compressed_embedding()) {
+      const std::string name = embedding + "weight";
+      const at::Tensor table = compressed->dense().to(model_.dtype());
+      writer_.add(name, table);
+      record_.changed[name] = io::MemoryCheckpoint({{name, table}}).hash_of_tensor(name);
+    }
     for (const std::string& name : model_.outer_tensors()) {
+      if (model_.compressed_embedding() && name.starts_with(embedding)) continue;
       record_.copied[name] = model_.checkpoint().hash_of_tensor(name);
       writer_.add_from(model_.checkpoint(), name);
     }

@@ -31,7 +31,8 @@ constexpr std::string_view kOverridesHelp =
 constexpr std::string_view kMatchHelp = "Patterns of the operators that these settings are for.";
 constexpr std::string_view kPassesHelp = "What is done to each block, in this order.";
 
-/// Every key of a job except "passes", whose keys depend on the method. "evaluate" only where the job has it.
+/// Every key of a job except "passes", whose keys depend on the method. "evaluate" and "embedding" only where
+/// the job has them.
 void visit_job(Job& job, FieldVisitor& v) {
   constexpr double kMaxSeed =
       static_cast<double>(int64_t{1} << 53);  // so that other readers of JSON keep it exact
@@ -49,6 +50,10 @@ void visit_job(Job& job, FieldVisitor& v) {
           "Numerical trouble ends the run instead of being worked around and reported.");
   v.object("calibration", "The text that statistics are taken from.",
            [&](FieldVisitor& nested) { job.calibration.visit(nested); });
+  if (job.embedding) {
+    v.object("embedding", "Compress the token embedding, and a head that is tied to it.",
+             [&](FieldVisitor& nested) { job.embedding->visit(nested); });
+  }
   v.object("write", "The form of the output.", [&](FieldVisitor& nested) { job.write.visit(nested); });
   if (job.evaluate) {
     v.object("evaluate", "Measure the result on a text.",
@@ -160,6 +165,12 @@ void check_job(const Job& job, const MethodTable& methods, Problems& problems) {
                                           pass.method)});
     break;
   }
+  if (job.embedding) {
+    require(
+        job.embedding->exceptions == 0 || !job.calibration.text.empty(), "/calibration/text",
+        "must name a text, which tells the frequent tokens that /embedding/exceptions keeps; it is missing "
+        "or empty");
+  }
   const CalibrationOptions& calibration = job.calibration;
   require(calibration.starts == 0 || calibration.starts >= calibration.samples, "/calibration/starts",
           fmt::format("must be 0 or at least the number of samples, {}; got {}", calibration.samples,
@@ -178,14 +189,18 @@ void check_job(const Job& job, const MethodTable& methods, Problems& problems) {
 Job read_job(const Json& document, const std::string& where, const MethodTable& methods, Problems problems) {
   Job job;
   if (document.contains("evaluate")) job.evaluate.emplace();
+  if (document.contains("embedding")) job.embedding.emplace();
   JsonReader reader(document, "", problems);
   visit_job(job, reader);
   reader.also_known("passes");
   reader.also_known("evaluate");
+  reader.also_known("embedding");
   reader.also_known("$schema");
   reader.finish();
 
-  if (!document.contains("passes")) {
+  if (job.embedding) {
+    // Enough to do.
+  } else if (!document.contains("passes")) {
     problems.push_back({"/passes", "must list at least one pass; it is missing"});
   } else if (document["passes"].is_array() && document["passes"].empty()) {
     problems.push_back({"/passes", "must list at least one pass; it is empty"});
@@ -203,7 +218,8 @@ Job read_job(const Json& document, const std::string& where, const MethodTable& 
 
 /// Makes the relative paths in a job relative to `directory`.
 void anchor_paths(Json& document, const fs::path& directory) {
-  std::vector<std::string> pointers = {"/model", "/output", "/calibration/text", "/evaluate/text"};
+  std::vector<std::string> pointers = {"/model", "/output", "/calibration/text", "/evaluate/text",
+                                       "/embedding/segments"};
   const size_t passes = document.contains("passes") ? document["passes"].size() : 0;
   for (size_t p = 0; p < passes; ++p) pointers.push_back(fmt::format("/passes/{}/latency_table", p));
   for (const std::string& pointer : pointers) {
@@ -278,6 +294,7 @@ Json pass_schema(const MethodInfo& method) {
 Job complete_job() {
   Job job;
   job.evaluate.emplace();
+  job.embedding.emplace();
   return job;
 }
 
@@ -352,7 +369,8 @@ std::string job_schema(const MethodTable& methods) {
 
   Json schema = {{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", "lcomp job"}};
   schema.update(object_schema(std::move(properties)));
-  schema["required"] = {"model", "output", "passes"};
+  schema["required"] = {"model", "output"};
+  schema["anyOf"] = {{{"required", {"passes"}}}, {{"required", {"embedding"}}}};
   return schema.dump(2) + "\n";
 }
 

@@ -1,5 +1,7 @@
 #include "pipeline/output_record.h"
 
+#include <ATen/ATen.h>
+
 #include <set>
 
 #include "io/json_util.h"
@@ -46,6 +48,11 @@ QuantizationConfig quantization_config(const model::Architecture& architecture,
       std::max_element(config.groups.begin(), config.groups.end(),
                        [](const auto& a, const auto& b) { return a.targets.size() < b.targets.size(); });
   if (largest != config.groups.end()) largest->targets = {"Linear"};
+  const std::string embedding = architecture.names.prefix + architecture.names.embedding;
+  if (const auto table = stored.find(embedding); table != stored.end()) {
+    config.groups.push_back(table->second);
+    config.groups.back().targets = {embedding};
+  }
   return config;
 }
 
@@ -81,6 +88,17 @@ std::string decoded_hash(const Weight& weight) {
   sink.hasher.add(decoded_hash(weight.dense()));
   weight.save(sink, "");
   return sink.hasher.hex();
+}
+
+std::string decoded_hash_of_rows(const Weight& weight) {
+  constexpr int64_t kTile = 1024;
+  io::Hasher hasher;
+  for (int64_t first = 0; first < weight.out_features(); first += kTile) {
+    const int64_t end = std::min(first + kTile, weight.out_features());
+    const at::Tensor rows = weight.rows(at::arange(first, end, at::kLong)).contiguous();
+    hasher.add(rows.data_ptr(), rows.nbytes());
+  }
+  return hasher.hex();
 }
 
 std::string OutputRecord::to_json() const {
@@ -161,6 +179,14 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
       if (hash != wanted->second)
         return fmt::format("'{}' decodes to other values than were computed", op.name);
     }
+  }
+  if (const auto wanted = record.decoded.find(model.embedding().name); wanted != record.decoded.end()) {
+    ++found;
+    ++result.tensors_decoded;
+    ++result.tensors_compared;
+    if (!model.compressed_embedding() ||
+        decoded_hash_of_rows(*model.compressed_embedding()) != wanted->second)
+      return fmt::format("'{}' decodes to other values than were computed", wanted->first);
   }
   if (found != record.decoded.size()) return "an operator of the record is not in the model";
   for (const auto& [hashes, difference] :

@@ -36,6 +36,8 @@ std::string decoded_hash(const at::Tensor& matrix);
 /// The same of a weight as it was read or made. When its product is more than that of the decoded matrix
 /// (`quantizes_input`), with all that it stores.
 std::string decoded_hash(const Weight& weight);
+/// The hash of the decoded matrix (float32, row-major) from `Weight::rows`, a tile at a time.
+std::string decoded_hash_of_rows(const Weight& weight);
 
 /// Compares size and hash of every file of the record; no other file may be in `directory` but the record
 /// itself. Returns "" or the first difference. Counts into `result`.

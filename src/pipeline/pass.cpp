@@ -70,6 +70,10 @@ void replace_and_report(model::Block& block, size_t op, MatrixResult result, con
   row.bytes_before = stored_bytes(before, context.model_dtype);
   row.bytes_after = result.weight->bytes();
   row.bits_per_weight = 8.0 * static_cast<double>(row.bytes_after) / static_cast<double>(original.numel());
+  if (result.weight->parameters() != original.numel()) {
+    row.parameters = result.weight->parameters();
+    row.macs = result.weight->macs_per_token();
+  }
   row.tokens = stats.tokens;
   row.seconds = seconds;
   const WeightError error = weight_error(original, result.weight->dense(), {}, &context.pool);

@@ -18,7 +18,7 @@ std::string kind_of(const std::string& name) {
   return name.substr(name.rfind('.') + 1);
 }
 
-/// Walks through the passes and remembers which of them quantized each operator.
+/// Walks through the passes and remembers what they did to each operator.
 class OrderCheck {
  public:
   OrderCheck(const Job& job, const MethodTable& methods, const model::Model& model)
@@ -27,6 +27,7 @@ class OrderCheck {
       for (const model::OperatorInfo& op : model.architecture().operators(block)) names_.push_back(op.name);
     }
     quantized_by_.resize(names_.size());
+    became_.resize(names_.size());
     transformed_by_.resize(names_.size());
     pruned_by_.resize(names_.size());
     narrowed_by_.resize(names_.size());
@@ -53,7 +54,10 @@ class OrderCheck {
     for (size_t i = 0; i < names_.size(); ++i) {
       if (!settings[i]) continue;
       const Effect effect = effect_of(*method_, *settings[i]);
-      if (effect.quantizes && !quantized_by_[i]) quantized_by_[i] = p;
+      if ((effect.quantizes || effect.factors) && !quantized_by_[i]) {
+        quantized_by_[i] = p;
+        became_[i] = effect.factors ? "factored" : "quantized";
+      }
       if (effect.prunes) pruned_by_[i] = p;
       if (effect.deletes_in_steps > 0) narrowed_by_[i] = p;
     }
@@ -69,10 +73,9 @@ class OrderCheck {
 
   void refuse_quantized(size_t op, const std::string& reason) {
     if (!quantized_by_[op]) return;
-    complain(
-        fmt::format("an operator must not be changed after it is quantized; {} is quantized by \"{}\" "
-                    "(/passes/{}){}",
-                    kind_of(names_[op]), job_.passes[*quantized_by_[op]].method, *quantized_by_[op], reason));
+    complain(fmt::format("an operator must not be changed after it is {}; {} is {} by \"{}\" (/passes/{}){}",
+                         became_[op], kind_of(names_[op]), became_[op],
+                         job_.passes[*quantized_by_[op]].method, *quantized_by_[op], reason));
   }
 
   void refuse_transformed(size_t op) {
@@ -133,7 +136,8 @@ class OrderCheck {
   const MethodTable& methods_;
   const model::Model& model_;
   std::vector<std::string> names_;
-  std::vector<std::optional<size_t>> quantized_by_;
+  std::vector<std::optional<size_t>> quantized_by_;  // or factored
+  std::vector<std::string> became_;
   std::vector<std::optional<size_t>> transformed_by_;
   std::vector<std::optional<size_t>> pruned_by_;
   std::vector<std::optional<size_t>> narrowed_by_;

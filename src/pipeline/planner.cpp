@@ -315,6 +315,22 @@ uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan&
                   models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
 }
 
+/// A table in float64, its copies by digits, products of factors.
+constexpr double kBytesOfEmbeddingFit = 48;
+
+/// Bytes that are saved; throws ConfigError where the table cannot be compressed.
+uint64_t check_embedding(const lowrank::EmbeddingOptions& options, const model::Model& model) {
+  if (model.compressed_embedding())
+    throw ConfigError("job: /embedding", "the model must have a plain embedding table; it is compressed");
+  const model::OperatorInfo table = model.embedding();
+  if (!model.checkpoint().contains(table.name + ".weight")) {
+    throw ConfigError("job: /embedding",
+                      fmt::format("the model must have the tensor '{}.weight'; it has none", table.name));
+  }
+  const auto bytes = static_cast<double>(model.checkpoint().info(table.name + ".weight").bytes());
+  return static_cast<uint64_t>(bytes - bytes / options.ratio);
+}
+
 MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan& plan) {
   const model::Architecture& a = model.architecture();
   const Sizes s = measure(a);
@@ -365,6 +381,10 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   }
   m.embedding =
       to_bytes(static_cast<double>(a.vocab_size) * hidden * stored * (a.tied_embeddings ? 1.0 : 2.0));
+  // A table in float64, and what the fit makes of it.
+  if (job.embedding)
+    m.solver =
+        std::max(m.solver, to_bytes(static_cast<double>(a.vocab_size) * hidden * kBytesOfEmbeddingFit));
   return m;
 }
 
@@ -470,7 +490,8 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
     check_mismatch(pass, where, methods.find(pass.method), &pass == &job.passes.back());
     check_overrides(pass, where, methods.find(pass.method));
   }
-  plan.needs_calibration = plan.needs_samples || plan.needs_gradients;
+  const bool counts_tokens = job.embedding && !job.calibration.text.empty();
+  plan.needs_calibration = plan.needs_samples || plan.needs_gradients || counts_tokens;
   // Those by units are vectors.
   plan.gradient_matrices = (gradients.gradient_squares ? 1 : 0) + (gradients.gradient_products ? 1 : 0) +
                            (gradients.gradient_moments ? 1 : 0);
@@ -484,6 +505,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   for (const OperatorPlan& op : plan.operators) {
     plan.bytes_after += static_cast<uint64_t>(op.bytes_after) - static_cast<uint64_t>(op.bytes_before);
   }
+  if (job.embedding) plan.bytes_after -= check_embedding(*job.embedding, model);
   if (plan.needs_gradients) {
     plan.gradient_flops = calib::GradientSweep::planned_flops(model.architecture(), sample_lengths(job));
   }

@@ -94,6 +94,8 @@ void visit(V& v, Is<OperatorRow> auto& f) {
   v("bits_per_weight", f.bits_per_weight);
   v("bytes_before", f.bytes_before);
   v("bytes_after", f.bytes_after);
+  v("parameters", f.parameters);
+  v("macs", f.macs);
   v("weight_error", f.weight_error);
   v("activation_error", f.activation_error);
   v("max_abs_error", f.max_abs_error);
@@ -135,6 +137,9 @@ template <class V>
 void visit(V& v, Is<Totals> auto& f) {
   v("parameters", f.parameters);
   v("parameters_after", f.parameters_after);
+  v("numbers_after", f.numbers_after);
+  v("macs_before", f.macs_before);
+  v("macs_after", f.macs_after);
   v("compressed_parameters", f.compressed_parameters);
   v("bytes_before", f.bytes_before);
   v("bytes_after", f.bytes_after);

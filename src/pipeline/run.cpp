@@ -100,6 +100,7 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
     }
     report_.passes.push_back(facts);
   }
+  if (job.embedding) report_.passes.push_back({"embedding", std::string(name_of(job.embedding->method)), 1});
 }
 
 void Run::check_cancelled() const {
@@ -124,6 +125,8 @@ std::string Run::job_key() const {
   hasher.add(std::string(kVersion) + "\n" + to_json(same) + "\n" + model_.config_json() + "\n" +
              precision_name(plan_.compute));
   for (const std::string& file : files_) hasher.add(io::hash_of_file(file));
+  if (job_.embedding && !job_.embedding->segments.empty())
+    hasher.add(io::hash_of_file(job_.embedding->segments));
   if (report_.calibration) hasher.add(report_.calibration->text_hash + report_.calibration->tokenizer_hash);
   return hasher.hex();
 }
@@ -192,7 +195,6 @@ void Run::read_evaluation(const io::Tokenizer& tokenizer) {
 }
 
 void Run::write_outer_tensors() {
-  const PhaseClock::Scope scope(clock_, "write");
   io::Hasher hasher;
   hasher.add(job_key_);
   for (const std::string& name : model_.outer_tensors()) {
@@ -201,18 +203,29 @@ void Run::write_outer_tensors() {
     hasher.add(name + hash);
   }
   last_key_ = hasher.hex();
-  if (work_->journal().committed("outer", last_key_)) {
+  if (model_.compressed_embedding()) {  // copied
+    auto& group = groups_[model_.embedding().name] = *model_.group_of(model_.embedding());
+    group.targets.clear();
+  }
+  const std::string of_embedding = model_.embedding().name + ".";
+  if (const auto found = work_->journal().committed("outer", last_key_)) {
     writer_->adopt_part("outer");
+    if (job_.embedding) take_embedding(BlockRecord::from_json(found->note));
     return;
   }
+  BlockRecord record;
+  if (job_.embedding) store_embedding(record);
+  const PhaseClock::Scope scope(clock_, "write");
   for (const std::string& name : model_.outer_tensors()) {
+    if (job_.embedding && name.starts_with(of_embedding)) continue;
     if (io::scalar_type_of(model_.checkpoint().info(name).dtype)) {
       writer_->add(name, model_.read_finite(name));
     } else {
       writer_->add_from(model_.checkpoint(), name);
     }
   }
-  work_->journal().commit({"outer", last_key_, {writer_->commit_part("outer")}, ""});
+  work_->journal().commit({"outer", last_key_, {writer_->commit_part("outer")}, record.to_json()});
+  if (job_.embedding) take_embedding(record);
 }
 
 void Run::assemble() {
@@ -273,16 +286,33 @@ void Run::count_compressed(const model::Model& written) {
       sizes[op.name] = op.out_features * op.in_features;
   }
   // Of operators with several rows the last one describes what is stored.
-  std::map<std::string, int64_t> bytes;
-  for (const OperatorRow& row : report_.operators) bytes[row.name] = row.bytes_after;
+  std::map<std::string, const OperatorRow*> last;
+  for (const OperatorRow& row : report_.operators) last[row.name] = &row;
   for (const OperatorPlan& op : plan_.operators) {
     if (op.methods.empty()) continue;
-    const auto found = bytes.find(op.name);
-    stored += static_cast<double>(found != bytes.end() ? found->second : op.bytes_before);
+    const auto found = last.find(op.name);
+    stored += static_cast<double>(found != last.end() ? found->second->bytes_after : op.bytes_before);
     weights += static_cast<double>(sizes.at(op.name));
   }
-  report_.totals.compressed_parameters = static_cast<int64_t>(weights);
-  if (weights > 0) report_.totals.operator_bits_per_weight = 8.0 * stored / weights;
+  Totals& totals = report_.totals;
+  totals.compressed_parameters = static_cast<int64_t>(weights);
+  if (weights > 0) totals.operator_bits_per_weight = 8.0 * stored / weights;
+  int64_t numbers = written.parameters(), macs = 0;
+  bool factored = job_.embedding.has_value();
+  if (const auto table = last.find(model_.embedding().name); table != last.end() && table->second->parameters)
+    numbers += *table->second->parameters - table->second->out_features * table->second->in_features;
+  for (const auto& [name, size] : sizes) {
+    const auto found = last.find(name);
+    const bool counts_itself = found != last.end() && found->second->parameters;
+    factored = factored || counts_itself;
+    numbers += counts_itself ? *found->second->parameters - size : 0;
+    macs += counts_itself ? *found->second->macs : size;
+  }
+  if (!factored) return;
+  totals.numbers_after = numbers;
+  totals.macs_after = macs;
+  totals.macs_before = 0;
+  for (const OperatorPlan& op : plan_.operators) *totals.macs_before += op.out_features * op.in_features;
 }
 
 void Run::evaluate() {

@@ -14,6 +14,7 @@
 #include "lcomp/eval/evaluate.h"
 #include "lcomp/io/checkpoint_writer.h"
 #include "lcomp/io/work_dir.h"
+#include "lcomp/lowrank/embedding.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/pipeline.h"
 #include "lcomp/pipeline/planner.h"
@@ -98,6 +99,13 @@ class Run {
   void count_compressed(const model::Model& written);
   void step(const std::string& phase, int64_t done, int64_t total, const std::string& detail = "");
 
+  // embedding.cpp
+  at::Tensor token_counts() const;
+  lowrank::EmbeddingFit fit_embedding_table();
+  const Weight* embedding_table();
+  void store_embedding(BlockRecord& record);
+  void take_embedding(const BlockRecord& record);
+
   // survey.cpp
   std::filesystem::path survey_file(int64_t block) const;
   bool restore_survey(int64_t block, const std::string& hash);
@@ -155,6 +163,7 @@ class Run {
   std::optional<io::WorkDir> work_;
   std::optional<io::CheckpointWriter> writer_;
   Samples samples_;
+  WeightPtr embedding_;  ///< the compressed one, once it was needed
   calib::WorkCount gradient_work_;
   std::optional<eval::EvaluationText> evaluation_text_;
   std::string job_key_;

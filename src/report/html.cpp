@@ -88,6 +88,19 @@ std::string bits_tile(const RunReport& r) {
                           exact(r.totals.compressed_parameters), exact(r.totals.parameters)));
 }
 
+/// Of outputs with factors: what they are made of and what they cost to run.
+std::string factor_tiles(const RunReport& r) {
+  const auto& t = r.totals;
+  if (!t.numbers_after || !t.macs_before || !t.macs_after) return "";
+  const auto value = [](int64_t count) { return static_cast<double>(count); };
+  return tile("Numbers", count(t.parameters), count(*t.numbers_after),
+              describe_change(value(t.parameters), value(*t.numbers_after)),
+              "That all weights are made of; factors and what is kept of sparse parts count") +
+         tile("Multiply-adds", count(*t.macs_before), count(*t.macs_after),
+              describe_change(value(*t.macs_before), value(*t.macs_after)),
+              "Per token, of the operators of all blocks");
+}
+
 std::string quality_tiles(const RunReport& r) {
   const auto before = evaluation_of(r, "dense").perplexity;
   const auto ours = evaluation_of(r, "compressed");
@@ -128,8 +141,8 @@ std::string verification_tile(const RunReport& r) {
 }
 
 std::string tiles(const RunReport& r) {
-  return "<dl class=tiles>" + size_tile(r) + bits_tile(r) + quality_tiles(r) + cost_tiles(r) +
-         verification_tile(r) + "</dl>\n";
+  return "<dl class=tiles>" + size_tile(r) + bits_tile(r) + factor_tiles(r) + quality_tiles(r) +
+         cost_tiles(r) + verification_tile(r) + "</dl>\n";
 }
 
 std::string quality(const RunReport& r) {

@@ -51,6 +51,12 @@ std::string comparison(const RunReport& r) {
              totals.operator_bits_per_weight
                  ? number(*totals.operator_bits_per_weight) + " in compressed operators"
                  : ""});
+  if (totals.numbers_after) {
+    table.row({"numbers that weights are made of", exact(totals.parameters), exact(*totals.numbers_after),
+               describe_change(known(totals.parameters), known(*totals.numbers_after))});
+    table.row({"multiply-adds per token, blocks", exact(*totals.macs_before), exact(*totals.macs_after),
+               describe_change(known(*totals.macs_before), known(*totals.macs_after))});
+  }
   if (ours.embedding_cosine) {
     table.row({"embedding cosine with dense", "", number(ours.embedding_cosine, 5),
                "smallest " + number(ours.embedding_cosine_min, 5)});

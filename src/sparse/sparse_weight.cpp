@@ -33,6 +33,10 @@ at::Tensor SparseWeight::apply(const at::Tensor& x, ThreadPool* pool) const {
   return sparse_product(stored_, format_, x, pool);
 }
 
+int64_t SparseWeight::parameters() const {
+  return kept().sum().item<int64_t>();
+}
+
 std::string SparseWeight::describe() const {
   const at::Tensor matrix = decode(stored_, format_);
   const auto zeros = static_cast<double>(matrix.numel() - matrix.count_nonzero().item<int64_t>());

@@ -14,6 +14,7 @@ namespace lcomp::calib {
 /// What a pass wants to know about an operator: of its inputs, and of the loss.
 struct Needs {
   bool second_moment = false;    ///< sum over tokens of x x^T
+  bool mean = false;             ///< mean over tokens of x_j
   bool abs_mean = false;         ///< mean over tokens of |x_j|
   bool abs_max = false;          ///< max over tokens of |x_j|
   bool token_range = false;      ///< least and largest x_j of every token
@@ -37,7 +38,7 @@ struct Needs {
 
   /// Whether anything of the inputs is wanted.
   bool any() const {
-    return second_moment || abs_mean || abs_max || mismatch || halves || sampled_tokens > 0 ||
+    return second_moment || mean || abs_mean || abs_max || mismatch || halves || sampled_tokens > 0 ||
            !follow_scales();
   }
   /// Whether the gradient sweep must run.
@@ -53,14 +54,16 @@ struct Needs {
   bool follow_scales() const { return !token_range && !value_counts && outlier_threshold == 0; }
   /// Whether statistics taken for these needs serve `other` as well.
   bool covers(const Needs& other) const {
-    return (second_moment || !other.second_moment) && (abs_mean || !other.abs_mean) &&
-           (abs_max || !other.abs_max) && (token_range || !other.token_range) &&
-           (value_counts || !other.value_counts) && (mismatch || !other.mismatch) &&
-           (halves || !other.halves) && sampled_tokens >= other.sampled_tokens &&
+    return (second_moment || !other.second_moment) && (mean || !other.mean) &&
+           (abs_mean || !other.abs_mean) && (abs_max || !other.abs_max) &&
+           (token_range || !other.token_range) && (value_counts || !other.value_counts) &&
+           (mismatch || !other.mismatch) && (halves || !other.halves) &&
+           sampled_tokens >= other.sampled_tokens &&
            (other.outlier_threshold == 0 || outlier_threshold == other.outlier_threshold);
   }
   Needs operator|(const Needs& other) const {
     return {.second_moment = second_moment || other.second_moment,
+            .mean = mean || other.mean,
             .abs_mean = abs_mean || other.abs_mean,
             .abs_max = abs_max || other.abs_max,
             .token_range = token_range || other.token_range,
@@ -80,6 +83,7 @@ struct Needs {
 struct InputStats {
   int64_t tokens = 0;
   at::Tensor second_moment;               ///< float32 `[in, in]`, symmetric: sum over tokens of x x^T
+  at::Tensor mean;                        ///< float32 `[in]`
   at::Tensor abs_mean;                    ///< float32 `[in]`
   at::Tensor abs_max;                     ///< float32 `[in]`
   at::Tensor token_lowest;                ///< float32 `[tokens]`, in the order of the samples
@@ -132,7 +136,7 @@ class StatsAccumulator {
   InputStats stats_;
   std::vector<int64_t> chosen_;  // positions of the sampled tokens, ascending
   size_t kept_ = 0;
-  at::Tensor abs_sum_;  // float64
+  at::Tensor sum_, abs_sum_;  // float64
   std::vector<float> lowest_, highest_;
 };
 

@@ -38,7 +38,8 @@ class Weight {
   /// kinds that can do it without the whole matrix override it.
   virtual at::Tensor rows(const at::Tensor& ids) const;
 
-  /// Numbers that it is made of: the elements of the matrix (zeros count), or of the factors.
+  /// Numbers that it is made of: the elements of the matrix, of a sparse one those that are kept, of a
+  /// factored one those of its factors.
   virtual int64_t parameters() const { return out_features() * in_features(); }
   /// Multiply-adds of `apply` for a token. Where they are fewer than those of the matrix, models run `apply`
   /// instead of laying out the matrix.

@@ -83,7 +83,8 @@ class Block {
 
   /// Lays out the weights of a group for products. Needed before samples pass it; done again after `replace`.
   /// A weight that rounds its input (`Weight::quantizes_input`) is run by its own `apply` on whole samples,
-  /// with its own arithmetic whatever `precision` says.
+  /// with its own arithmetic whatever `precision` says; one that takes fewer multiply-adds than its matrix in
+  /// its factors (`Weight::macs_per_token`).
   void prepare(size_t group, linalg::Precision precision);
   /// Frees what `prepare` made for one group, or for all.
   void release(size_t group);

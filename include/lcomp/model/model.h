@@ -57,18 +57,24 @@ class Model {
   /// sorted.
   std::vector<std::string> outer_tensors() const;
 
+  /// The token embedding as an operator: its name without ".weight", and the shape [vocabulary, hidden].
+  OperatorInfo embedding() const;
+  /// The embedding when it is stored compressed, held in memory; null when it is a plain table.
+  const WeightPtr& compressed_embedding() const { return compressed_embedding_; }
+
   /// What block 0 reads for the sequence `ids`, float32 `[tokens, hidden]`: embedding rows, and where the
   /// family has them, those of the positions and of the segments `type_ids` (none given: all 0), and a norm.
   /// An id outside the vocabulary or the segments is InvalidArgument; more tokens than there are learned
-  /// positions is ConfigError.
-  at::Tensor embed(std::span<const int64_t> ids, std::span<const int64_t> type_ids = {}) const;
+  /// positions is ConfigError. With a `table` its rows take the place of the model's.
+  at::Tensor embed(std::span<const int64_t> ids, std::span<const int64_t> type_ids = {},
+                   const Weight* table = nullptr) const;
   /// The norm before the head, in place; nothing where the family has none.
   void final_norm(at::Tensor& hidden) const;
   /// Rows [begin, begin + count) of the head, float32 `[count, hidden]`. Unsupported for an encoder.
   at::Tensor head_rows(int64_t begin, int64_t count) const;
 
-  /// Parameters and stored bytes of the whole checkpoint; packed weights count as the matrices they stand
-  /// for.
+  /// Parameters and stored bytes of the whole checkpoint. Packed weights count as the matrices they stand
+  /// for, factored ones as their factors, for which they are read.
   int64_t parameters() const;
   uint64_t stored_bytes() const { return checkpoint_->total_bytes(); }
   /// The type of the embedding matrix, which stands for "the model's type".
@@ -78,6 +84,7 @@ class Model {
   void check_tensor(const std::string& name, const std::vector<int64_t>& shape) const;
   void check_operator(const OperatorInfo& op) const;
   void check_all();
+  void load_embedding();
   void warn_of_unused();
   void add_positions_and_types(std::span<const int64_t> type_ids, at::Tensor& embedded) const;
   void normalize(const std::string& norm, at::Tensor& hidden) const;
@@ -90,6 +97,7 @@ class Model {
   std::optional<QuantizationConfig> quantization_;
   std::string embedding_name_;
   std::string head_name_;
+  WeightPtr compressed_embedding_;
   Pooling pooling_ = Pooling::kMean;
   std::vector<std::string> warnings_;
 };

@@ -28,7 +28,8 @@ struct QuantizationConfig {
     std::optional<quant::ActivationScheme> input_activations = {};
     /// What else a format of lcomp's own needs to be read, by name; stored under `lcomp`.
     std::map<std::string, double> numbers = {};
-    /// How the parts of a sum are stored (format `lcomp-sum`); stored under `lcomp_parts`.
+    /// How the weights are stored that it is made of (formats `lcomp-sum`, `lcomp-product` ...); stored under
+    /// `lcomp_parts`.
     std::vector<Group> parts = {};
 
     /// The entry of `config_groups`.

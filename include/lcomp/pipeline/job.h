@@ -10,6 +10,7 @@
 
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/options.h"
+#include "lcomp/lowrank/embedding.h"
 #include "lcomp/pipeline/method.h"
 
 namespace lcomp::pipeline {
@@ -80,7 +81,8 @@ struct Job {
   int64_t threads = 0;  ///< 0: all processors
   bool strict = false;  ///< numerical trouble ends the run instead of being worked around
   CalibrationOptions calibration;
-  std::vector<PassSpec> passes;
+  std::optional<lowrank::EmbeddingOptions> embedding;  ///< compress the token embedding as well
+  std::vector<PassSpec> passes;                        ///< may be empty where the embedding is compressed
   WriteOptions write;
   std::optional<EvaluateOptions> evaluate;
 };

@@ -85,6 +85,8 @@ struct Effect {
   bool transforms = false;
   /// Puts weights on a grid: no later pass may change them.
   bool quantizes = true;
+  /// Leaves factors in place of the matrix: no later pass may change them.
+  bool factors = false;
   /// Reads gradients of the loss by the weights as they are before any pass: no earlier pass may transform
   /// them.
   bool reads_gradients = false;

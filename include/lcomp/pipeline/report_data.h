@@ -100,6 +100,9 @@ struct OperatorRow {
   double bits_per_weight = 0;  ///< 8 * bytes_after / (out * in): codes, scales and zero points counted
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
+  /// Of what is no longer made of the elements of the matrix: numbers, and multiply-adds per token.
+  std::optional<int64_t> parameters;
+  std::optional<int64_t> macs;
 
   std::optional<double> weight_error;      ///< |W - Q|_F / |W|_F
   std::optional<double> activation_error;  ///< sqrt(tr(D H D^T) / tr(W H W^T)), D = W - Q, H second moment
@@ -174,8 +177,14 @@ struct FileRow {
 /// Size of the model before and after: tensors only, as stored, without file headers and tokenizer.
 struct Totals {
   int64_t parameters = 0;
-  std::optional<int64_t> parameters_after;  ///< fewer where units were deleted; zeros count
-  int64_t compressed_parameters = 0;        ///< of them in operators that a pass changed
+  /// Of the matrices that the output stands for: fewer where units were deleted; zeros count, factors do not.
+  std::optional<int64_t> parameters_after;
+  /// Of operators that became factors or sums of such, where there are any: the numbers that the whole output
+  /// is made of, and multiply-adds per token of all operators of its blocks.
+  std::optional<int64_t> numbers_after;
+  std::optional<int64_t> macs_before;
+  std::optional<int64_t> macs_after;
+  int64_t compressed_parameters = 0;  ///< of them in operators that a pass changed
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
   std::optional<double> bits_per_weight;           ///< 8 * bytes_after / parameters_after

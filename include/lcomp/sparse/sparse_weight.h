@@ -29,6 +29,7 @@ class SparseWeight final : public Weight {
   /// The same with the rows shared out over a pool: the same result at any number of threads. The stored
   /// elements are multiplied as docs/sparsity.md (Speed) says; for many tokens the matrix is decoded first.
   at::Tensor apply(const at::Tensor& x, ThreadPool* pool) const;
+  int64_t parameters() const override;
   int64_t bytes() const override { return stored_.bytes(); }
   std::string describe() const override;
   void save(TensorSink& sink, const std::string& name) const override;

@@ -94,17 +94,7 @@ class GptqPass final : public Pass {
                const calib::InputStats& stats, const PassContext& context) const {
     const quant::GptqOptions options = options_of(settings, context);
     Shared made;
-    const auto& mismatch = settings.part<GptqOrderOptions>();
-    if (mismatch.mismatch == quant::MismatchRule::kFixed) made.mismatch_weight = mismatch.mismatch_weight;
-    if (mismatch.mismatch == quant::MismatchRule::kSplit) {
-      std::vector<at::Tensor> weights;
-      for (const size_t op : block.groups()[group].operators) {
-        if (context.settings(block.ops()[op].info.name) == &settings)
-          weights.push_back(block.ops()[op].weight->dense());
-      }
-      made.mismatch_weight = quant::mismatch_weight(
-          weights, {stats.mismatch, stats.half_moment, stats.half_mismatch}, options.damping, &context.pool);
-    }
+    made.mismatch_weight = mismatch_weight(block, group, settings, stats, options.damping, context);
     made.factor =
         quant::gptq_factor(stats.second_moment, scheme_of(settings, context), options, &context.pool);
     return made;
@@ -146,6 +136,20 @@ std::string rung_text(linalg::Rung rung) {
       break;
   }
   return "failed";
+}
+
+double mismatch_weight(const model::Block& block, size_t group, const PassOptions& settings,
+                       const calib::InputStats& stats, double damping, const PassContext& context) {
+  const auto& options = settings.part<GptqOrderOptions>();
+  if (options.mismatch == quant::MismatchRule::kNone) return 0;
+  if (options.mismatch == quant::MismatchRule::kFixed) return options.mismatch_weight;
+  std::vector<at::Tensor> weights;
+  for (const size_t op : block.groups()[group].operators) {
+    if (context.settings(block.ops()[op].info.name) == &settings)
+      weights.push_back(block.ops()[op].weight->dense());
+  }
+  return quant::mismatch_weight(weights, {stats.mismatch, stats.half_moment, stats.half_mismatch}, damping,
+                                &context.pool);
 }
 
 std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options) {

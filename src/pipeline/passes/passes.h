@@ -18,12 +18,11 @@ struct GptqOrderOptions {
   void visit(FieldVisitor& v) {
     v.field("mismatch", mismatch,
             "make up for inputs that compression has changed: none, fixed (by mismatch_weight), or split (as "
-            "far as one half of the samples confirms the other); where a job does not say, gptq and "
-            "mixed_precision take split "
-            "in its last pass");
+            "far as one half of the samples confirms the other); where a job does not say, gptq, "
+            "mixed_precision and svd_llm take split in its last pass");
     v.field("mismatch_weight", mismatch_weight, {0, 1}, "share of the correction that mismatch fixed takes");
     v.field("true_sequential", true_sequential,
-            "take the statistics of each group of operators after the groups before it are quantized, "
+            "take the statistics of each group of operators after the groups before it are compressed, "
             "instead of once per block");
   }
 };
@@ -71,6 +70,11 @@ std::unique_ptr<Pass> quantized_input_pass(std::unique_ptr<Pass> weights, const 
 /// What it makes of an operator; throws InvalidArgument for settings that do not fit it or each other.
 PlannedWeight plan_quantized_input(const PassOptions& options, const char* method, const PlannedOperator& op);
 
+/// The share of the correction for changed inputs, by GptqOrderOptions, that the operators of a group with
+/// these settings take.
+double mismatch_weight(const model::Block& block, size_t group, const PassOptions& settings,
+                       const calib::InputStats& stats, double damping, const PassContext& context);
+
 /// A rung of the ladder of factorisations, for reports.
 std::string rung_text(linalg::Rung rung);
 
@@ -90,6 +94,14 @@ MethodInfo sparsegpt_method();
 MethodInfo wrp_method();
 MethodInfo fisher_mask_method();
 MethodInfo llm_pruner_method();
+MethodInfo svd_method();
+MethodInfo fwsvd_method();
+MethodInfo asvd_method();
+MethodInfo svd_llm_method();
+MethodInfo pca_method();
+MethodInfo lqer_method();
+MethodInfo oats_method();
+MethodInfo tensor_train_method();
 
 }  // namespace lcomp::pipeline
 

@@ -1,0 +1,178 @@
+#include "lcomp/lowrank/embedding.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "lcomp/core/error.h"
+#include "lcomp/core/product_weight.h"
+#include "lcomp/core/sum_weight.h"
+#include "lcomp/lowrank/kronecker_sum_weight.h"
+#include "lcomp/lowrank/low_rank.h"
+#include "lcomp/lowrank/morpheme_weight.h"
+#include "lcomp/lowrank/morphte.h"
+#include "lcomp/lowrank/row_patch_weight.h"
+#include "lcomp/lowrank/tensor_train_weight.h"
+#include "lcomp/lowrank/word2ketxs.h"
+
+namespace lcomp::lowrank {
+namespace {
+
+/// Rows that are looked up at a time where the whole table is compared.
+constexpr int64_t kRowsCompared = 1024;
+
+/// What a fit works with.
+struct EmbeddingProblem {
+  const at::Tensor& table;  // [vocabulary, dim]
+  const EmbeddingOptions& options;
+  at::Tensor weights;  // float64 [vocabulary]
+  int64_t numbers;     // that may be stored
+  at::ScalarType type;
+  uint64_t seed;
+  ThreadPool* pool;
+
+  int64_t rows() const { return table.size(0); }
+  int64_t columns() const { return table.size(1); }
+};
+
+int64_t require_room(int64_t rank, const EmbeddingProblem& problem, int64_t least) {
+  if (rank >= 1) return rank;
+  throw InvalidArgument(
+      "embedding",
+      fmt::format("ratio and exceptions must leave {} numbers at least for {} of order {}; they leave {}",
+                  least, name_of(problem.options.method), problem.options.settled_order(),
+                  std::max<int64_t>(0, problem.numbers)));
+}
+
+WeightPtr in_two_factors(const EmbeddingProblem& p) {
+  const int64_t rank =
+      require_room(largest_rank(Form::kPair, p.rows(), p.columns(), p.numbers), p, p.rows() + p.columns());
+  const Factors factors =
+      low_rank(p.table, InputMetric::plain(p.columns()), rank, Solver::kAuto, p.weights, p.pool);
+  return factored_weight(factors, Form::kPair, [&](const at::Tensor& values, const Weight*) {
+    return std::make_shared<DenseWeight>(values.to(p.type));
+  });
+}
+
+WeightPtr as_train(const EmbeddingProblem& p) {
+  const std::vector<int64_t> rows = padded_shape(p.rows(), p.options.settled_order());
+  std::vector<int64_t> columns = balanced_shape(p.columns(), p.options.settled_order());
+  std::reverse(columns.begin(), columns.end());
+  const auto size = [&](int64_t rank) {
+    std::vector<int64_t> ranks(rows.size() + 1, rank);
+    ranks.front() = ranks.back() = 1;
+    return train_cost(rows, columns, ranks).parameters;
+  };
+  int64_t rank = 0;
+  while (rank < p.rows() && size(rank + 1) <= p.numbers) ++rank;
+  const TrainMatrix train = tt_matrix(p.table, rows, columns, {.ranks = {require_room(rank, p, size(1))}});
+  return std::make_shared<TensorTrainWeight>(train, p.type);
+}
+
+WeightPtr as_kronecker_sum(const EmbeddingProblem& p) {
+  const int64_t order = p.options.settled_order();
+  const int64_t each = order * smallest_base(p.rows(), order) * smallest_base(p.columns(), order);
+  const int64_t rank = require_room(p.numbers / each, p, each);
+  const Word2KetXsFit fit = fit_word2ketxs(
+      p.table, {.order = order, .rank = rank, .sweeps = p.options.sweeps, .seed = p.seed}, p.weights);
+  return std::make_shared<KroneckerSumWeight>(p.rows(), p.columns(), fit.leaf.to(p.type));
+}
+
+WeightPtr of_morphemes(const EmbeddingProblem& p, const MorphemeIndex& morphemes, Observer* observer) {
+  const auto count = static_cast<int64_t>(morphemes.morphemes.size());
+  const int64_t q = smallest_base(p.columns(), p.options.settled_order());
+  const int64_t index = morphemes.index.numel();
+  const int64_t rank = require_room((p.numbers - index) / (count * q), p, index + count * q);
+  const MorphteFit fit =
+      fit_morphte(p.table, morphemes.index, count, {.rank = rank, .sweeps = p.options.sweeps, .seed = p.seed},
+                  p.weights, p.pool, observer);
+  return std::make_shared<MorphemeWeight>(fit.tables.to(p.type), morphemes.index, p.columns());
+}
+
+WeightPtr fitted(const EmbeddingProblem& problem, const MorphemeIndex* morphemes, Observer* observer) {
+  switch (problem.options.method) {
+    case EmbeddingMethod::kLowRank:
+      return in_two_factors(problem);
+    case EmbeddingMethod::kTensorTrain:
+      return as_train(problem);
+    case EmbeddingMethod::kWord2KetXs:
+      return as_kronecker_sum(problem);
+    case EmbeddingMethod::kMorphTe:
+      break;
+  }
+  if (morphemes == nullptr) throw InvalidArgument("embedding", "morphte must be given the tokens' morphemes");
+  return of_morphemes(problem, *morphemes, observer);
+}
+
+/// The most frequent tokens, ascending by number; of equally frequent ones the first.
+at::Tensor most_frequent(const at::Tensor& counts, int64_t count) {
+  const at::Tensor order = std::get<1>(counts.sort(/*stable=*/true, 0, /*descending=*/true));
+  return std::get<0>(order.narrow(0, 0, count).sort());
+}
+
+}  // namespace
+
+void EmbeddingOptions::visit(FieldVisitor& v) {
+  v.field("method", method, "what becomes of the table");
+  v.field("ratio", ratio, {1}, "times fewer numbers than the table has");
+  v.field("order", order, {0, 8},
+          "cores of a train, factors of a Kronecker product, or morphemes of a token, from 2 up; 0: 2 for "
+          "word2ketxs, else 3");
+  v.field("exceptions", exceptions, {0},
+          "rows that are kept as they are: those of the most frequent tokens of the calibration text");
+  v.field("frequency_power", frequency_power, {0, 1},
+          "rows weigh (count + 1) to this power in the fit, by their counts in the calibration text; 0: all "
+          "alike. A tensor train has no weights");
+  v.field("sweeps", sweeps, {1, 10000},
+          "of the alternating least squares of word2ketxs and morphte, at most");
+  v.field("segments", segments,
+          "of morphte: JSON file with the morphemes of tokens; without one, common affixes of English");
+}
+
+int64_t EmbeddingOptions::settled_order() const {
+  if (order > 0) return order;
+  return method == EmbeddingMethod::kWord2KetXs ? 2 : 3;
+}
+
+EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& options, const at::Tensor& counts,
+                           const MorphemeIndex* morphemes, at::ScalarType type, uint64_t seed,
+                           ThreadPool* pool, Observer* observer) {
+  const int64_t rows = table.size(0), columns = table.size(1);
+  if (options.order == 1) throw InvalidArgument("embedding", "order must be 0 or from 2 up; it is 1");
+  if (options.exceptions > 0 && (!counts.defined() || options.exceptions >= rows)) {
+    throw InvalidArgument(
+        "embedding", fmt::format("exceptions need a calibration text that tells frequent tokens, and must "
+                                 "be fewer than the {} rows; they are {}",
+                                 rows, options.exceptions));
+  }
+  at::Tensor weights = at::ones({rows}, at::kDouble);
+  if (counts.defined()) weights = (counts.to(at::kDouble) + 1).pow(options.frequency_power);
+  at::Tensor kept;
+  if (options.exceptions > 0) {
+    kept = most_frequent(counts, options.exceptions);
+    weights.index_fill_(0, kept, 1e-6 * weights.min().item<double>());
+  }
+  const auto numbers = static_cast<int64_t>(static_cast<double>(table.numel()) / options.ratio + 1e-6) -
+                       options.exceptions * columns;
+  EmbeddingFit fit;
+  fit.weight = fitted({table, options, weights, numbers, type, seed, pool}, morphemes, observer);
+  if (kept.defined()) {
+    const at::Tensor left_over = table.index_select(0, kept).to(at::kFloat) - fit.weight->rows(kept);
+    auto patch = std::make_shared<RowPatchWeight>(rows, kept, left_over.to(type));
+    fit.weight = std::make_shared<SumWeight>(std::vector<WeightPtr>{fit.weight, patch});
+  }
+  double error = 0, energy = 0;
+  for (int64_t first = 0; first < rows; first += kRowsCompared) {
+    const int64_t count = std::min(kRowsCompared, rows - first);
+    const at::Tensor part = table.narrow(0, first, count).to(at::kDouble);
+    const at::Tensor ids = at::arange(first, first + count, at::kLong);
+    error += (part - fit.weight->rows(ids)).square().sum().item<double>();
+    energy += part.square().sum().item<double>();
+  }
+  fit.relative_error = energy > 0 ? std::sqrt(error / energy) : 0;
+  return fit;
+}
+
+}  // namespace lcomp::lowrank

@@ -1,0 +1,284 @@
+#include <ATen/ATen.h>
+
+#include "lcomp/core/error.h"
+#include "lcomp/core/sum_weight.h"
+#include "lcomp/lowrank/alternation.h"
+#include "lcomp/quant/quantized_weight.h"
+#include "lcomp/quant/rtn.h"
+#include "lcomp/sparse/refit.h"
+#include "lcomp/sparse/saliency.h"
+#include "pipeline/passes/passes.h"
+#include "pipeline/passes/rank_plan.h"
+#include "pipeline/passes/scheme_plan.h"
+#include "pipeline/passes/sparsity_plan.h"
+#include "pipeline/passes/target_pass.h"
+
+/// Sums of a part that is quantized or sparse and one of low rank.
+namespace lcomp::pipeline {
+
+/// By what errors are counted where the low-rank part is fitted.
+enum class Weighing {
+  kNone,       ///< all alike
+  kMagnitude,  ///< inputs by their mean magnitude
+  kOutputs,    ///< by what they do to the outputs: the second moment of the inputs
+};
+
+}  // namespace lcomp::pipeline
+
+namespace lcomp {
+template <>
+struct EnumNames<pipeline::Weighing> {
+  static constexpr std::array<std::string_view, 3> names = {"none", "magnitude", "outputs"};
+};
+}  // namespace lcomp
+
+namespace lcomp::pipeline {
+namespace {
+
+using lowrank::InputMetric;
+
+constexpr const char* kLqer = "lqer";
+constexpr const char* kOats = "oats";
+constexpr double kLeastScale = 1e-6;
+constexpr int64_t kSumCountBytes = 8;
+
+struct BesideOptions {
+  int64_t rank = 32;
+  lowrank::Form form = lowrank::Form::kPivoted;
+  Weighing weighing = Weighing::kOutputs;
+
+  void visit(FieldVisitor& v) {
+    v.field("rank", rank, {0}, "rank of the part in high precision; 0: none");
+    v.field("form", form, "how its factors are stored: a pair, or pivoted");
+    v.field("weighing", weighing,
+            "what its errors are weighed by: nothing, the magnitude of the inputs, or what they do to the "
+            "outputs");
+  }
+};
+
+InputMetric metric_of(Weighing weighing, const Target& target) {
+  if (weighing == Weighing::kOutputs) return *target.shared->metric();
+  if (weighing == Weighing::kNone) return InputMetric::plain(target.weight.size(1));
+  const at::Tensor scale = target.own.abs_mean.to(at::kDouble);
+  return InputMetric::diagonal(scale + kLeastScale * scale.mean());
+}
+
+/// The sum as it is stored: the low-rank part first, and the other fitted once more to what that leaves.
+WeightPtr stored_sum(const Target& target, const lowrank::Factors& factors, lowrank::Form form,
+                     at::ScalarType dtype, const lowrank::PartOf& part_of) {
+  const FactorStore store(target.settings->part<FactorOptions>(), target.shared->metric(), dtype);
+  const WeightPtr beside = lowrank::factored_weight(factors, form, store);
+  return std::make_shared<SumWeight>(
+      std::vector<WeightPtr>{part_of(target.weight - beside->dense()), beside});
+}
+
+double loss_of(const Target& target, const Weight& weight, ThreadPool* pool) {
+  return target.shared->metric()->loss(target.weight - weight.dense(), pool);
+}
+
+// --- quantized + low rank
+// -----------------------------------------------------------------------------------
+
+using LqerOptions = PassOptionsOf<quant::QuantScheme, SolverOptions, quant::GptqOptions, BesideOptions,
+                                  lowrank::AlternationOptions, FactorOptions, GptqOrderOptions>;
+
+class LqerPass final : public TargetPass {
+ public:
+  explicit LqerPass(const PassOptions& entry)
+      : TargetPass(kLqer, {.second_moment = true, .abs_mean = true}, &entry.part<GptqOrderOptions>()) {}
+
+ protected:
+  MatrixResult solve(const model::LinearOp& op, const Target& target, at::ScalarType model_dtype,
+                     ThreadPool* pool) const override {
+    const PassOptions& settings = *target.settings;
+    const auto& beside = settings.part<BesideOptions>();
+    const lowrank::PartOf quantize = quantizer(target, model_dtype, pool);
+    MatrixResult result;
+    if (beside.rank == 0) {
+      result.weight = quantize(target.weight);
+    } else {
+      const int64_t rank = std::min({beside.rank, op.info.out_features, op.info.in_features});
+      const auto found = lowrank::alternate(target.weight, metric_of(beside.weighing, target), rank, quantize,
+                                            settings.part<lowrank::AlternationOptions>(), pool);
+      result.weight = stored_sum(target, found.low_rank, beside.form, model_dtype, quantize);
+    }
+    result.row.loss = loss_of(target, *result.weight, pool);
+    return result;
+  }
+
+ private:
+  static lowrank::PartOf quantizer(const Target& target, at::ScalarType model_dtype, ThreadPool* pool) {
+    const PassOptions& settings = *target.settings;
+    const auto scheme = with_scale_type(settings.part<quant::QuantScheme>(), model_dtype);
+    if (settings.part<SolverOptions>().solver == Solver::kRtn) {
+      return [scheme, pool](const at::Tensor& matrix) {
+        return std::make_shared<quant::QuantizedWeight>(quant::rtn(matrix.to(at::kFloat), scheme, pool));
+      };
+    }
+    const auto& options = settings.part<quant::GptqOptions>();
+    auto factor = std::make_shared<quant::GptqFactor>(
+        quant::gptq_factor(target.own.second_moment, scheme, options, pool));
+    return [scheme, pool, factor, options](const at::Tensor& matrix) {
+      return std::make_shared<quant::QuantizedWeight>(
+          quant::gptq(matrix.to(at::kFloat), *factor, scheme, options, pool).weight);
+    };
+  }
+};
+
+PlannedWeight plan_lqer(const PassOptions& options, const PlannedOperator& op) {
+  const bool gptq = options.part<SolverOptions>().solver == Solver::kGptq;
+  if (gptq) check_gptq(options);
+  const auto& scheme = options.part<quant::QuantScheme>();
+  if (!gptq && scheme.range == quant::RangeRule::kHessian)
+    throw InvalidArgument(kLqer, "range hessian needs the solver gptq; the solver is rtn");
+  PlannedWeight planned = plan_scheme(scheme, kLqer, op);
+  const auto& beside = options.part<BesideOptions>();
+  if (beside.rank == 0) return planned;
+  const int64_t rank = std::min({beside.rank, op.out_features, op.in_features});
+  const PlannedWeight factors = plan_factored(options.part<FactorOptions>(), beside.form, rank, kLqer, op);
+  planned.scheme += " + " + factors.scheme;
+  planned.bytes_after += kSumCountBytes + factors.bytes_after;
+  return planned;
+}
+
+// --- sparse + low rank
+// --------------------------------------------------------------------------------------
+
+struct OatsOptions {
+  double removed = 0.5;
+  double rank_share = 0.25;
+  std::string pattern = "unstructured";
+  bool refit = true;
+  double damping = 0.01;
+  lowrank::Form form = lowrank::Form::kPivoted;
+
+  void visit(FieldVisitor& v) {
+    v.field("removed", removed, {0, 1},
+            "share of the numbers that is removed; of a pattern N:M it follows from that and rank_share");
+    v.field("rank_share", rank_share, {0, 1}, "share of what is kept that goes into the low-rank part");
+    v.field("pattern", pattern, "of the sparse part: unstructured, or N:M, N kept of M columns of a row");
+    v.field("refit", refit,
+            "set the kept weights to the least squares of the mask on the calibration inputs");
+    v.field("damping", damping, {0, 1},
+            "of the refit: added to the diagonal of the second moment, relative to its mean");
+    v.field("form", form, "how the factors are stored: a pair, or pivoted");
+  }
+
+  sparse::Sparsity sparsity() const {
+    sparse::Sparsity s;
+    s.pattern = pattern;
+    s.sparsity = 1 - (1 - rank_share) * (1 - removed);
+    return s;
+  }
+  /// Numbers of the low-rank part of a matrix.
+  int64_t rank_of(int64_t out, int64_t in) const {
+    const auto structure = sparsity().n_of_m(kOats);
+    const double dense = static_cast<double>(out * in);
+    const double sparse_part =
+        structure ? dense * static_cast<double>(structure->kept) / static_cast<double>(structure->of)
+                  : dense * (1 - rank_share) * (1 - removed);
+    const double size = rank_share < 1 ? sparse_part * rank_share / (1 - rank_share) : dense * (1 - removed);
+    return lowrank::largest_rank(form, out, in, static_cast<int64_t>(size + 1e-6));
+  }
+};
+
+using OatsPassOptions = PassOptionsOf<OatsOptions, lowrank::AlternationOptions, SparseStorageOptions,
+                                      FactorOptions, GptqOrderOptions>;
+
+class OatsPass final : public TargetPass {
+ public:
+  explicit OatsPass(const PassOptions& entry)
+      : TargetPass(kOats, {.second_moment = true}, &entry.part<GptqOrderOptions>()) {}
+
+ protected:
+  MatrixResult solve(const model::LinearOp& op, const Target& target, at::ScalarType model_dtype,
+                     ThreadPool* pool) const override {
+    const auto& oats = target.settings->part<OatsOptions>();
+    const sparse::Sparsity sparsity = oats.sparsity();
+    const at::Tensor diagonal = target.own.second_moment.diagonal().to(at::kDouble);
+    const auto masked = [&](const at::Tensor& matrix) {
+      const at::Tensor kept = sparse::select_kept(sparse::wanda(matrix, diagonal), sparsity, pool);
+      return std::make_shared<DenseWeight>(matrix * kept);
+    };
+    const int64_t rank = oats.rank_of(op.info.out_features, op.info.in_features);
+    MatrixResult result;
+    if (rank == 0) {
+      result.weight = stored(masked(target.weight)->dense() != 0, target.weight, target, model_dtype, pool);
+    } else {
+      const InputMetric metric = InputMetric::diagonal(diagonal.sqrt());
+      const auto found = lowrank::alternate(target.weight, metric, rank, masked,
+                                            target.settings->part<lowrank::AlternationOptions>(), pool);
+      const at::Tensor kept = found.part->dense() != 0;
+      result.weight = stored_sum(target, found.low_rank, oats.form, model_dtype, [&](const at::Tensor& rest) {
+        return stored(kept, rest, target, model_dtype, pool);
+      });
+    }
+    result.row.loss = loss_of(target, *result.weight, pool);
+    return result;
+  }
+
+ private:
+  /// The sparse part: what a mask keeps of `matrix`, refitted or as it is.
+  static WeightPtr stored(const at::Tensor& kept, const at::Tensor& matrix, const Target& target,
+                          at::ScalarType model_dtype, ThreadPool* pool) {
+    const auto& oats = target.settings->part<OatsOptions>();
+    at::Tensor pruned = matrix * kept;
+    if (oats.refit) {
+      const auto inverse = linalg::damped_inverse(target.own.second_moment, oats.damping, {}, pool);
+      if (inverse.rung != linalg::Rung::kFailed)
+        pruned = sparse::refit(matrix, target.own.second_moment, inverse.added, kept, pool).weight;
+    }
+    return store_sparse(pruned, target.settings->part<SparseStorageOptions>(), model_dtype);
+  }
+};
+
+PlannedWeight plan_oats(const PassOptions& options, const PlannedOperator& op) {
+  const auto& oats = options.part<OatsOptions>();
+  PlannedWeight planned = plan_sparse(oats.sparsity(), options.part<SparseStorageOptions>(), kOats, op);
+  const int64_t rank = oats.rank_of(op.out_features, op.in_features);
+  if (rank == 0) return planned;
+  const PlannedWeight factors = plan_factored(options.part<FactorOptions>(), oats.form, rank, kOats, op);
+  planned.scheme += " + " + factors.scheme;
+  planned.bytes_after += kSumCountBytes + factors.bytes_after;
+  return planned;
+}
+
+}  // namespace
+
+MethodInfo lqer_method() {
+  MethodInfo info;
+  info.name = kLqer;
+  info.summary = "quantized weights and a part of low rank beside them (LQER, LoftQ, SVDQuant's branch)";
+  info.needs_calibration = true;
+  info.default_options = [] { return std::make_unique<LqerOptions>(); };
+  info.settle = [](PassOptions& options, const auto& given, bool) {
+    if (options.part<SolverOptions>().solver == Solver::kGptq && !given("range"))
+      options.part<quant::QuantScheme>().range = quant::RangeRule::kHessian;
+  };
+  info.plan_weight = plan_lqer;
+  info.effect = scheme_effect;
+  info.pass_settings = {"true_sequential"};
+  info.make_passes = [](const PassOptions& options) { return chain_of(std::make_unique<LqerPass>(options)); };
+  return info;
+}
+
+MethodInfo oats_method() {
+  MethodInfo info;
+  info.name = kOats;
+  info.summary = "sparse weights and a part of low rank beside them (Zhang and Papyan 2025)";
+  info.needs_calibration = true;
+  info.default_options = [] {
+    auto options = std::make_unique<OatsPassOptions>();
+    options->get<lowrank::AlternationOptions>() = {.iterations = 80, .low_rank_first = true};
+    return options;
+  };
+  info.plan_weight = plan_oats;
+  info.effect = [](const PassOptions&) {
+    return Effect{.quantizes = false, .factors = true, .keeps_zeros = false};
+  };
+  info.pass_settings = {"true_sequential"};
+  info.make_passes = [](const PassOptions& options) { return chain_of(std::make_unique<OatsPass>(options)); };
+  return info;
+}
+
+}  // namespace lcomp::pipeline

@@ -1,0 +1,283 @@
+#include "lcomp/lowrank/low_rank.h"
+
+#include <ATen/ATen.h>
+
+#include "lcomp/core/error.h"
+#include "lcomp/pipeline/pass.h"
+#include "pipeline/passes/passes.h"
+#include "pipeline/passes/rank_plan.h"
+#include "pipeline/passes/target_pass.h"
+
+namespace lcomp::pipeline {
+namespace {
+
+using lowrank::Factors;
+using lowrank::InputMetric;
+
+/// Of the inputs whose metric is no second moment; relative to the mean, so that dead inputs keep a weight.
+constexpr double kLeastScale = 1e-6;
+
+struct UpdateOptions {
+  bool update = false;
+
+  void visit(FieldVisitor& v) {
+    v.field("update", update,
+            "solve the output's factor anew by the second moment of the inputs that the operator gets in the "
+            "compressed model");
+  }
+};
+
+struct AsvdOptions {
+  double alpha = 0.5;
+
+  void visit(FieldVisitor& v) {
+    v.field("alpha", alpha, {0, 2}, "inputs count as their mean magnitude to this power; 0 is plain SVD");
+  }
+};
+
+enum class PcaSide { kOutputs, kInputs };
+
+struct PcaOptions {
+  PcaSide project = PcaSide::kOutputs;
+  bool centre = true;
+
+  void visit(FieldVisitor& v);
+};
+
+}  // namespace
+}  // namespace lcomp::pipeline
+
+namespace lcomp {
+template <>
+struct EnumNames<pipeline::PcaSide> {
+  static constexpr std::array<std::string_view, 2> names = {"outputs", "inputs"};
+};
+}  // namespace lcomp
+
+namespace lcomp::pipeline {
+namespace {
+
+void PcaOptions::visit(FieldVisitor& v) {
+  v.field("project", project, "what is projected on its strongest directions: the outputs, or the inputs");
+  v.field("centre", centre,
+          "take deviations from the mean, which goes into the bias, where an operator has one");
+}
+
+/// How errors count in the choice of an operator's directions; `own` are its statistics.
+using MetricOf = InputMetric (*)(const at::Tensor& weight, const calib::InputStats& own, const PassOptions&);
+
+/// What tells the methods of the family apart.
+struct Family {
+  const char* name;
+  const char* summary;
+  calib::Needs needs;
+  MetricOf metric;
+};
+
+InputMetric scaled_metric(const at::Tensor& scale) {
+  const at::Tensor s = scale.to(at::kDouble);
+  return InputMetric::diagonal(s + kLeastScale * s.mean());
+}
+
+const Family kSvd = {"svd",
+                     "two factors of low rank by singular values, without data: the baseline",
+                     {},
+                     [](const at::Tensor& weight, const calib::InputStats&, const PassOptions&) {
+                       return InputMetric::plain(weight.size(1));
+                     }};
+
+const Family kFwsvd = {
+    "fwsvd",
+    "two factors, inputs weighed by the Fisher information of their weights (Hsu et al. 2022)",
+    {.gradient_squares = true},
+    [](const at::Tensor&, const calib::InputStats& own, const PassOptions&) {
+      return scaled_metric(own.gradient_squares.front().sum(0, false, at::kDouble).sqrt());
+    }};
+
+const Family kAsvd = {
+    "asvd",
+    "two factors, inputs weighed by their magnitude (Yuan et al. 2023)",
+    {.abs_mean = true},
+    [](const at::Tensor&, const calib::InputStats& own, const PassOptions& settings) {
+      return scaled_metric(own.abs_mean.to(at::kDouble).pow(settings.part<AsvdOptions>().alpha));
+    }};
+
+InputMetric moment_metric(const at::Tensor&, const calib::InputStats& own, const PassOptions&) {
+  return InputMetric::moment(own.second_moment);
+}
+
+const Family kSvdLlm = {
+    "svd_llm",
+    "two factors that change the outputs least, for the inputs as they are in the compressed model "
+    "(Wang et al. 2025)",
+    {.second_moment = true},
+    moment_metric};
+
+const Family kPca = {"pca",
+                     "projection of outputs or inputs on their principal directions",
+                     {.second_moment = true},
+                     moment_metric};
+
+/// The outer product of the mean taken off the second moment: the covariance times the number of tokens.
+at::Tensor covariance(const calib::InputStats& stats) {
+  const at::Tensor mean = stats.mean.to(at::kDouble);
+  return stats.second_moment.to(at::kDouble) - static_cast<double>(stats.tokens) * at::outer(mean, mean);
+}
+
+class LowRankPass : public TargetPass {
+ public:
+  /// updated: whether the output's factor is solved anew by the second moment.
+  LowRankPass(const Family& family, bool updated, const PassOptions& entry,
+              const GptqOrderOptions* order = nullptr)
+      : TargetPass(family.name, family.needs, order), family_(family), updated_(updated) {
+    if (updated || entry.part<FactorOptions>().quantizes()) needs_.second_moment = true;
+  }
+
+  bool sequential() const override { return needs_.any() && TargetPass::sequential(); }
+
+ protected:
+  MatrixResult solve(const model::LinearOp& op, const Target& target, at::ScalarType model_dtype,
+                     ThreadPool* pool) const override {
+    const auto& ranks = target.settings->part<RankOptions>();
+    const int64_t rank = ranks.rank_of(op.info.out_features, op.info.in_features);
+    MatrixResult result;
+    if (rank == 0) {
+      result.weight = std::make_shared<DenseWeight>(op.weight->dense().to(model_dtype));
+      return result;
+    }
+    const std::optional<InputMetric> own = own_moment(op, target);
+    const InputMetric* moment = own ? &*own : target.shared->metric();
+    Factors factors = factor(target, moment, rank, pool);
+    if (updated_) lowrank::update_left(factors, target.weight, *moment, pool);
+    const FactorStore store(target.settings->part<FactorOptions>(), moment, model_dtype);
+    result.weight = lowrank::factored_weight(factors, ranks.form, store, target.weight, moment);
+    if (moment != nullptr) result.row.loss = moment->loss(target.weight - result.weight->dense(), pool);
+    return result;
+  }
+
+  /// The metric of an operator that has one of its own, in place of the second moment of the group.
+  virtual std::optional<InputMetric> own_moment(const model::LinearOp&, const Target&) const {
+    return std::nullopt;
+  }
+  virtual Factors factor(const Target& target, const InputMetric* moment, int64_t rank,
+                         ThreadPool* pool) const {
+    const lowrank::Solver solver = target.settings->part<RankOptions>().solver;
+    if (family_.metric == moment_metric)
+      return lowrank::low_rank(target.weight, *moment, rank, solver, {}, pool);
+    return lowrank::low_rank(target.weight, family_.metric(target.weight, target.own, *target.settings), rank,
+                             solver, {}, pool);
+  }
+
+ private:
+  const Family& family_;
+  bool updated_;
+};
+
+class PcaPass final : public LowRankPass {
+ public:
+  explicit PcaPass(const PassOptions& entry)
+      : LowRankPass(kPca, false, entry), centres_(entry.part<PcaOptions>().centre) {
+    needs_.mean = centres_;
+  }
+
+ protected:
+  std::optional<InputMetric> own_moment(const model::LinearOp& op, const Target& target) const override {
+    if (!moves_mean(op)) return std::nullopt;
+    return InputMetric::moment(covariance(target.own));
+  }
+
+  Factors factor(const Target& target, const InputMetric* moment, int64_t rank,
+                 ThreadPool* pool) const override {
+    if (target.settings->part<PcaOptions>().project == PcaSide::kInputs)
+      return lowrank::project_inputs(target.weight, *moment, rank, pool);
+    return LowRankPass::factor(target, moment, rank, pool);
+  }
+
+  /// b + (W - W') mean(x).
+  void finish(model::Block& block, const Target& target, const MatrixResult& result) const override {
+    const model::LinearOp& op = block.ops()[target.op];
+    if (!moves_mean(op)) return;
+    const at::Tensor lost = target.weight - result.weight->dense();
+    block.set_vector(op.info.name + ".bias", op.bias + lost.mv(target.own.mean.to(at::kDouble)));
+  }
+
+ private:
+  bool moves_mean(const model::LinearOp& op) const { return centres_ && op.bias.defined(); }
+
+  bool centres_;
+};
+
+template <class Options>
+MethodInfo family_method(const Family& family) {
+  MethodInfo info;
+  info.name = family.name;
+  info.summary = family.summary;
+  info.needs_calibration = family.needs.any() || family.needs.gradients();
+  info.default_options = [] { return std::make_unique<Options>(); };
+  info.plan_weight = [&family](const PassOptions& options, const PlannedOperator& op) {
+    return plan_factors(options, family.name, op);
+  };
+  info.effect = [reads = family.needs.gradients()](const PassOptions&) {
+    return Effect{.quantizes = false, .factors = true, .reads_gradients = reads, .keeps_zeros = false};
+  };
+  info.pass_settings = {"factor_bits"};
+  add_rank_allocation(info, family.needs,
+                      [&family](const at::Tensor& weight, const calib::InputStats& own,
+                                const PassOptions& settings, ThreadPool* pool) {
+                        return lowrank::low_rank(weight, family.metric(weight, own, settings),
+                                                 std::min(weight.size(0), weight.size(1)),
+                                                 lowrank::Solver::kAuto, {}, pool);
+                      });
+  return info;
+}
+
+/// The same for methods that know nothing of the inputs as they are in the compressed model, unless they
+/// update.
+template <class Options>
+MethodInfo updated_method(const Family& family) {
+  MethodInfo info = family_method<Options>(family);
+  info.pass_settings.emplace_back("update");
+  info.make_passes = [&family](const PassOptions& options) {
+    return chain_of(std::make_unique<LowRankPass>(family, options.part<UpdateOptions>().update, options));
+  };
+  return info;
+}
+
+}  // namespace
+
+MethodInfo svd_method() {
+  return updated_method<PassOptionsOf<RankOptions, FactorOptions, UpdateOptions>>(kSvd);
+}
+
+MethodInfo fwsvd_method() {
+  return updated_method<PassOptionsOf<RankOptions, FactorOptions, UpdateOptions>>(kFwsvd);
+}
+
+MethodInfo asvd_method() {
+  return updated_method<PassOptionsOf<RankOptions, AsvdOptions, FactorOptions, UpdateOptions>>(kAsvd);
+}
+
+MethodInfo svd_llm_method() {
+  using Options = PassOptionsOf<RankOptions, FactorOptions, GptqOrderOptions>;
+  MethodInfo info = family_method<Options>(kSvdLlm);
+  info.pass_settings.emplace_back("true_sequential");
+  info.settle = [ranks = info.settle](PassOptions& options, const auto& given, bool is_last) {
+    ranks(options, given, is_last);
+    auto& order = options.part<GptqOrderOptions>();
+    if (!given("mismatch") && is_last && order.true_sequential) order.mismatch = quant::MismatchRule::kSplit;
+  };
+  info.make_passes = [](const PassOptions& options) {
+    const auto& order = options.part<GptqOrderOptions>();
+    return chain_of(std::make_unique<LowRankPass>(kSvdLlm, false, options, &order));
+  };
+  return info;
+}
+
+MethodInfo pca_method() {
+  MethodInfo info = family_method<PassOptionsOf<RankOptions, PcaOptions, FactorOptions>>(kPca);
+  info.pass_settings.emplace_back("centre");
+  info.make_passes = [](const PassOptions& options) { return chain_of(std::make_unique<PcaPass>(options)); };
+  return info;
+}
+
+}  // namespace lcomp::pipeline
