@@ -16,7 +16,7 @@ inline at::Tensor checked_row_weights(const at::Tensor& weights, int64_t rows, c
   if (weights.dim() != 1 || weights.size(0) != rows)
     throw InvalidArgument(where,
                           fmt::format("there must be {} row weights; there are {}", rows, weights.numel()));
-  const at::Tensor w = weights.to(at::kDouble);
+  at::Tensor w = weights.to(at::kDouble);
   if (!(w >= 0).all().item<bool>() || !std::isfinite(w.sum().item<double>()) || w.sum().item<double>() == 0)
     throw InvalidArgument(where, "row weights must be finite, not negative and not all 0");
   return w;

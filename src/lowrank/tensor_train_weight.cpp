@@ -16,8 +16,9 @@ namespace {
 
 /// Dimension `dim` of every core.
 std::vector<int64_t> core_sizes(const std::vector<at::Tensor>& cores, int64_t dim) {
-  std::vector<int64_t> sizes;
-  for (const at::Tensor& core : cores) sizes.push_back(core.size(dim));
+  std::vector<int64_t> sizes(cores.size());
+  std::transform(cores.begin(), cores.end(), sizes.begin(),
+                 [&](const at::Tensor& core) { return core.size(dim); });
   return sizes;
 }
 

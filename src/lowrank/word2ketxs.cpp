@@ -10,12 +10,13 @@
 #include "lcomp/core/error.h"
 #include "lcomp/core/rng.h"
 #include "lcomp/lowrank/kronecker.h"
+#include "lcomp/lowrank/tucker.h"
 #include "lowrank/row_weights.h"
 
 namespace lcomp::lowrank {
 namespace {
 
-using Factors = std::vector<at::Tensor>;  // [t q, rank] each: the leaf as factors of a CP decomposition
+using KetFactors = std::vector<at::Tensor>;  // [t q, rank] each: the leaf as factors of a CP decomposition
 
 /// What is fitted. Modes are pairs of digits, [(t q) ... (t q)].
 struct KetProblem {
@@ -82,21 +83,21 @@ at::Tensor khatri_rao(const at::Tensor& a, const at::Tensor& b) {
 }
 
 /// That of factors begin ... end - 1; [1, rank] ones when there are none.
-at::Tensor khatri_rao(const Factors& factors, size_t begin, size_t end) {
+at::Tensor khatri_rao(const KetFactors& factors, size_t begin, size_t end) {
   at::Tensor result = at::ones({1, factors.front().size(1)}, at::kDouble);
   for (size_t k = begin; k < end; ++k) result = khatri_rao(result, factors[k]);
   return result;
 }
 
 /// The model, flat.
-at::Tensor ket_model(const Factors& factors) {
+at::Tensor ket_model(const KetFactors& factors) {
   const size_t half = factors.size() / 2;
   return one_thread_product(khatri_rao(factors, 0, half), khatri_rao(factors, half, factors.size()).t())
       .flatten();
 }
 
 /// sum over all modes but k of X times the other factors, [t q, rank].
-at::Tensor all_but_one(const at::Tensor& x, const Factors& factors, size_t k) {
+at::Tensor all_but_one(const at::Tensor& x, const KetFactors& factors, size_t k) {
   const int64_t size = factors[k].size(0);
   const at::Tensor left = khatri_rao(factors, 0, k), right = khatri_rao(factors, k + 1, factors.size());
   if (right.size(0) == 1) return one_thread_product(x.reshape({-1, size}).t(), left);
@@ -107,7 +108,7 @@ at::Tensor all_but_one(const at::Tensor& x, const Factors& factors, size_t k) {
 
 /// For each digit of mode k, sum over the other digits of the row weight times the products of what the other
 /// factors' rows make with themselves: the normal matrices, [t, rank, rank].
-at::Tensor normal_matrices(const KetProblem& p, const Factors& factors, size_t k) {
+at::Tensor normal_matrices(const KetProblem& p, const KetFactors& factors, size_t k) {
   const int64_t rank = p.rank, squares = rank * rank;
   // The mode in front, then one of the others after the other is summed over, the last first.
   at::Tensor sums = p.row_weights.movedim(static_cast<int64_t>(k), 0).reshape({-1, p.t});
@@ -127,7 +128,7 @@ at::Tensor normal_matrices(const KetProblem& p, const Factors& factors, size_t k
 
 /// Least squares for factor k, with a pull to what it was that is too weak to matter unless the equations
 /// are singular: so the error never rises.
-void update_factor(const KetProblem& p, const at::Tensor& target, Factors& factors, size_t k) {
+void update_factor(const KetProblem& p, const at::Tensor& target, KetFactors& factors, size_t k) {
   const at::Tensor before = factors[k].reshape({p.t, p.q, p.rank});
   at::Tensor normal = normal_matrices(p, factors, k);
   const double scale = normal.diagonal(0, 1, 2).mean().item<double>();
@@ -147,10 +148,10 @@ double ket_error(const KetProblem& p, const at::Tensor& model) {
 }
 
 /// The exact answer for two factors when nothing is padded or weighted.
-Factors ket_start_by_svd(const at::Tensor& table, const KetProblem& p) {
+KetFactors ket_start_by_svd(const at::Tensor& table, const KetProblem& p) {
   const KroneckerSum sum =
       kronecker_sum(table.to(at::kDouble), {p.t, p.q, p.t, p.q}, p.rank, linalg::SvdSolver::kGram);
-  Factors factors;
+  KetFactors factors;
   for (const at::Tensor& side : {sum.left, sum.right}) {
     const at::Tensor rows = side.flatten(1).t();
     factors.push_back(at::constant_pad_nd(rows, {0, p.rank - rows.size(1)}));
@@ -158,16 +159,18 @@ Factors ket_start_by_svd(const at::Tensor& table, const KetProblem& p) {
   return factors;
 }
 
-/// Random factors whose products have the spread of the table.
-Factors ket_start_at_random(const at::Tensor& table, const KetProblem& p, uint64_t seed) {
+/// The first left singular vectors of the unfoldings, as for Tucker decompositions; random columns where
+/// there are too few. The first factor is zero: it is solved for first, and what is padding starts at zero.
+KetFactors ket_start_by_unfoldings(const KetProblem& p, uint64_t seed) {
   Rng rng(seed, "word2ketxs");
-  const double spread = table.to(at::kDouble).square().mean().sqrt().item<double>();
-  const double scale =
-      std::pow(spread / std::sqrt(static_cast<double>(p.rank)), 1.0 / static_cast<double>(p.order));
-  Factors factors;
-  for (int64_t k = 0; k < p.order; ++k) {
-    at::Tensor factor = at::empty({p.t * p.q, p.rank}, at::kDouble);
-    for (int64_t i = 0; i < factor.numel(); ++i) factor.data_ptr<double>()[i] = scale * rng.normal();
+  const int64_t size = p.t * p.q, count = std::min(size, p.rank);
+  KetFactors factors{at::zeros({size, p.rank}, at::kDouble)};
+  for (int64_t k = 1; k < p.order; ++k) {
+    const at::Tensor matrix = unfold(p.data, k);
+    at::Tensor factor = at::empty({size, p.rank}, at::kDouble);
+    for (int64_t i = 0; i < factor.numel(); ++i) factor.data_ptr<double>()[i] = rng.normal();
+    factor.narrow(1, 0, count)
+        .copy_(linalg::largest_eigen(one_thread_product(matrix, matrix.t()), count).vectors.t());
     factors.push_back(factor);
   }
   return factors;
@@ -190,7 +193,7 @@ int64_t smallest_base(int64_t n, int64_t order) {
 Word2KetXsFit fit_word2ketxs(const at::Tensor& table, const Word2KetXsOptions& options,
                              const at::Tensor& row_weights) {
   const KetProblem p = ket_problem(table, options, row_weights);
-  Factors factors = p.order == 2 ? ket_start_by_svd(table, p) : ket_start_at_random(table, p, options.seed);
+  KetFactors factors = p.order == 2 ? ket_start_by_svd(table, p) : ket_start_by_unfoldings(p, options.seed);
   const bool solved = p.order == 2 && !row_weights.defined() && p.data.numel() == table.numel();
   at::Tensor model = ket_model(factors);
   Word2KetXsFit fit;

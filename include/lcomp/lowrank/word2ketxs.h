@@ -14,7 +14,7 @@ struct Word2KetXsOptions {
   int64_t q = 0;            ///< columns of a factor; 0 for the least with q^n >= columns of the table
   int64_t sweeps = 30;      ///< of alternating least squares, at most
   double tolerance = 1e-5;  ///< a sweep that lowers the relative error by less is the last
-  uint64_t seed = 0;        ///< of the start (order above 2)
+  uint64_t seed = 0;        ///< of columns of the start beyond t q (order above 2)
 };
 
 struct Word2KetXsFit {
@@ -32,9 +32,9 @@ int64_t smallest_base(int64_t n, int64_t order);
 ///
 /// With pairs of digits as modes this is a CP decomposition. Order 2 without weights and without padding is
 /// solved exactly by an SVD (Van Loan and Pitsianis); everything else by alternating least squares, from that
-/// SVD or from random factors. A factor's rows are solved for one digit at a time, so weights cost nothing;
-/// what is padding counts for nothing: its rows weigh 0, its columns are what the model says (a majoriser, so
-/// that no sweep raises the error).
+/// SVD or from the leading singular vectors of the unfoldings. A factor's rows are solved for one digit at a
+/// time, so weights cost nothing; what is padding counts for nothing: its rows weigh 0, its columns are what
+/// the model says (a majoriser, so that no sweep raises the error).
 ///
 /// table: floating-point. row_weights: undefined, or [vocabulary], not negative and not all 0. Works in
 /// float64 on the calling thread: four arrays of (t q)^n numbers, 2 n (t q)^n rank multiply-adds a sweep.

@@ -39,7 +39,7 @@ using lowrank::InputMetric;
 
 constexpr const char* kLqer = "lqer";
 constexpr const char* kOats = "oats";
-constexpr double kLeastScale = 1e-6;
+constexpr double kLeastMagnitude = 1e-6;
 constexpr int64_t kSumCountBytes = 8;
 
 struct BesideOptions {
@@ -60,7 +60,7 @@ InputMetric metric_of(Weighing weighing, const Target& target) {
   if (weighing == Weighing::kOutputs) return *target.shared->metric();
   if (weighing == Weighing::kNone) return InputMetric::plain(target.weight.size(1));
   const at::Tensor scale = target.own.abs_mean.to(at::kDouble);
-  return InputMetric::diagonal(scale + kLeastScale * scale.mean());
+  return InputMetric::diagonal(scale + kLeastMagnitude * scale.mean());
 }
 
 /// The sum as it is stored: the low-rank part first, and the other fitted once more to what that leaves.

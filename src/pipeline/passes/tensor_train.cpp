@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kTensorTrain = "tensor_train";
 /// Relative to the mean, so that dead inputs keep a weight.
-constexpr double kLeastScale = 1e-6;
+constexpr double kLeastStrength = 1e-6;
 
 struct TensorTrainOptions {
   double removed = 0.2;
@@ -31,7 +31,7 @@ struct TensorTrainOptions {
   }
 };
 
-using Options = PassOptionsOf<TensorTrainOptions>;
+using TensorTrainPassOptions = PassOptionsOf<TensorTrainOptions>;
 
 std::vector<int64_t> train_ranks(const lowrank::MatrixShapes& shapes, int64_t rank) {
   std::vector<int64_t> ranks(shapes.rows.size() + 1, 1);
@@ -49,7 +49,7 @@ int64_t train_size(const lowrank::MatrixShapes& shapes, int64_t rank) {
 }
 
 /// The largest rank of the cuts; 0: the operator stays dense.
-int64_t rank_of(const TensorTrainOptions& options, int64_t out, int64_t in) {
+int64_t train_rank_of(const TensorTrainOptions& options, int64_t out, int64_t in) {
   const lowrank::MatrixShapes shapes = lowrank::paired_shapes(out, in, options.cores);
   const int64_t all = out * in, extra = options.alpha > 0 ? in : 0;
   if (options.rank > 0) return train_size(shapes, options.rank) + extra < all ? options.rank : 0;
@@ -79,7 +79,7 @@ class TensorTrainPass final : public TargetPass {
                      ThreadPool* pool) const override {
     const auto& options = target.settings->part<TensorTrainOptions>();
     const int64_t out = op.info.out_features, in = op.info.in_features;
-    const int64_t rank = rank_of(options, out, in);
+    const int64_t rank = train_rank_of(options, out, in);
     MatrixResult result;
     if (rank == 0) {
       result.weight = std::make_shared<DenseWeight>(op.weight->dense().to(model_dtype));
@@ -89,7 +89,7 @@ class TensorTrainPass final : public TargetPass {
     if (options.alpha > 0) {
       const at::Tensor strength =
           target.own.second_moment.diagonal().to(at::kDouble).sqrt().pow(options.alpha);
-      scale = strength / strength.mean() + kLeastScale;
+      scale = strength / strength.mean() + kLeastStrength;
     }
     const lowrank::MatrixShapes shapes = lowrank::paired_shapes(out, in, options.cores);
     const at::Tensor scaled = scale.defined() ? target.weight * scale : target.weight;
@@ -106,7 +106,7 @@ class TensorTrainPass final : public TargetPass {
 PlannedWeight plan_tensor_train(const PassOptions& settings, const PlannedOperator& op) {
   const auto& options = settings.part<TensorTrainOptions>();
   const auto element = static_cast<int64_t>(c10::elementSize(op.dtype));
-  const int64_t rank = rank_of(options, op.out_features, op.in_features);
+  const int64_t rank = train_rank_of(options, op.out_features, op.in_features);
   if (rank == 0) {
     return {.scheme = "dense: a train would not be smaller",
             .bytes_after = op.out_features * op.in_features * element};
@@ -126,7 +126,7 @@ MethodInfo tensor_train_method() {
   info.name = kTensorTrain;
   info.summary = "tensor trains over digits of rows and columns; with two cores, sums of Kronecker products";
   info.needs_calibration = true;
-  info.default_options = [] { return std::make_unique<Options>(); };
+  info.default_options = [] { return std::make_unique<TensorTrainPassOptions>(); };
   info.plan_weight = plan_tensor_train;
   info.effect = [](const PassOptions&) {
     return Effect{.quantizes = false, .factors = true, .keeps_zeros = false};

@@ -34,7 +34,7 @@ struct TuckerOptions {
   }
 };
 
-using Options = PassOptionsOf<TuckerOptions>;
+using TuckerPassOptions = PassOptionsOf<TuckerOptions>;
 
 /// 1 (x) U: the same basis in every head. basis: [head_dim, R_2], or its transpose.
 WeightPtr in_every_head(const at::Tensor& basis, int64_t heads, at::ScalarType type) {
@@ -43,7 +43,7 @@ WeightPtr in_every_head(const at::Tensor& basis, int64_t heads, at::ScalarType t
   return std::make_shared<TensorTrainWeight>(heads * basis.size(0), heads * basis.size(1), std::move(cores));
 }
 
-WeightPtr stored(const at::Tensor& matrix, at::ScalarType type) {
+WeightPtr stored_matrix(const at::Tensor& matrix, at::ScalarType type) {
   return std::make_shared<DenseWeight>(matrix.to(type).contiguous());
 }
 
@@ -99,7 +99,7 @@ class TuckerPass final : public Pass {
         lowrank::head_bases(slices, head_dim, TuckerOptions::rank_of(options.hidden_share, hidden),
                             TuckerOptions::rank_of(options.head_share, head_dim));
     const lowrank::InputMetric metric = lowrank::InputMetric::moment(stats.second_moment);
-    const WeightPtr basis = stored(bases.hidden.t(), context.model_dtype);
+    const WeightPtr basis = stored_matrix(bases.hidden.t(), context.model_dtype);
     std::string owner;
     double seconds = watch.seconds();
     for (const size_t op : members) {
@@ -117,7 +117,7 @@ class TuckerPass final : public Pass {
       MatrixResult result;
       result.weight = std::make_shared<ProductWeight>(std::vector<WeightPtr>{
           in_every_head(bases.head, before.info.out_features / head_dim, context.model_dtype),
-          stored(cores.left, context.model_dtype), shared});
+          stored_matrix(cores.left, context.model_dtype), shared});
       result.row.loss = metric.loss(weight - result.weight->dense());
       replace_and_report(block, op, std::move(result), kTucker, seconds + one.seconds(), stats, context);
       seconds = 0;
@@ -153,7 +153,7 @@ class TuckerPass final : public Pass {
     lowrank::update_left(cores, hidden.t().mm(weight), metric);
     MatrixResult result;
     result.weight = std::make_shared<ProductWeight>(std::vector<WeightPtr>{
-        stored(hidden, context.model_dtype), stored(cores.left, context.model_dtype), right});
+        stored_matrix(hidden, context.model_dtype), stored_matrix(cores.left, context.model_dtype), right});
     result.row.loss = metric.loss(weight - result.weight->dense());
     replace_and_report(block, op, std::move(result), kTucker, watch.seconds(), stats, context);
   }
@@ -166,7 +166,7 @@ MethodInfo tucker_heads_method() {
   info.name = kTucker;
   info.summary = "attention in bases that all heads share, with a core for each head (Gu et al. 2025)";
   info.needs_calibration = true;
-  info.default_options = [] { return std::make_unique<Options>(); };
+  info.default_options = [] { return std::make_unique<TuckerPassOptions>(); };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     if (!op.attends)
       throw InvalidArgument(kTucker,
