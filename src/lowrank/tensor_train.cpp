@@ -43,7 +43,8 @@ struct Halves {
 
 linalg::SvdSolver solver_for(const at::Tensor& matrix, const TrainLimits& limits) {
   if (limits.solver) return *limits.solver;
-  const auto [less, more] = std::minmax(matrix.size(0), matrix.size(1));
+  const int64_t less = std::min(matrix.size(0), matrix.size(1));
+  const int64_t more = std::max(matrix.size(0), matrix.size(1));
   const bool by_gram = less * 4 <= more && limits.eps >= 1e-6;
   return by_gram ? linalg::SvdSolver::kGram : linalg::SvdSolver::kExact;
 }

@@ -154,6 +154,7 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
         left[i] *= planned.kept;
         const int64_t step = method.effect ? method.effect(*settings).deletes_in_steps : 0;
         plan.deletes_units = plan.deletes_units || step > 0;
+        plan.factors_matrices = plan.factors_matrices || (method.effect && method.effect(*settings).factors);
         if (step > 0) steps[i] = input_step(model.architecture(), op, step);
         plan.rounds_inputs = plan.rounds_inputs || planned.rounds_input;
         if (job.write.format == WriteFormat::kDense) {
@@ -394,6 +395,10 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
     m.scratch = to_bytes(streams * batch * s.widest_input * 4.0 + threads * per_thread);
   } else {
     m.solver = to_bytes(s.largest_operator * 28.0);
+  }
+  if (plan.factors_matrices) {
+    // Float64: the moment, its root or its inverse, what corrects targets; targets, their products, factors.
+    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 56.0 + s.largest_operator * 100.0));
   }
   if (plan.deletes_units) {
     // Products of units with their eigenvectors, or copies for the least squares, in float64.

@@ -55,6 +55,7 @@ struct Plan {
   bool needs_gradients = false;    ///< they pass the blocks forth and back before it
   double gradient_matrices = 0;    ///< values that are kept of them for each weight
   bool deletes_units = false;
+  bool factors_matrices = false;
   bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
   /// A pass compares what it reads with the model as it found it, which takes a second stream of samples.
   bool compares_streams = false;

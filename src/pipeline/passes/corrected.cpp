@@ -256,7 +256,12 @@ MethodInfo lqer_method() {
       options.part<quant::QuantScheme>().range = quant::RangeRule::kHessian;
   };
   info.plan_weight = plan_lqer;
-  info.effect = scheme_effect;
+  info.effect = [](const PassOptions& options) {
+    Effect effect = scheme_effect(options);
+    effect.factors = options.part<BesideOptions>().rank > 0;
+    if (effect.factors) effect.keeps_zeros = false;
+    return effect;
+  };
   info.pass_settings = {"true_sequential"};
   info.make_passes = [](const PassOptions& options) { return chain_of(std::make_unique<LqerPass>(options)); };
   return info;
