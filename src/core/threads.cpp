@@ -95,6 +95,7 @@ void take_blas_buffers(int threads) {
   }
   munmap(room, bytes);
   std::vector<void*> buffers;
+  buffers.reserve(static_cast<size_t>(wanted));
   for (int i = 0; i < wanted; ++i) buffers.push_back(blas_memory_alloc(0));
   for (void* buffer : buffers) blas_memory_free(buffer);
   taken = wanted;

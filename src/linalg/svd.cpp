@@ -259,6 +259,7 @@ std::vector<int64_t> pivot_rows(const at::Tensor& matrix) {
   });
   check_converged(info, "pivot_rows");
   std::vector<int64_t> result;
+  result.reserve(order.size());
   for (const int column : order) result.push_back(column - 1);
   return result;
 }

@@ -54,7 +54,7 @@ void check_rank(const at::Tensor& weight, int64_t rank) {
 /// E^1/2, float64 [out, 1]; undefined for 1.
 at::Tensor roots(const at::Tensor& row_weights) {
   if (!row_weights.defined()) return {};
-  const at::Tensor e = row_weights.to(at::kDouble).sqrt().unsqueeze(1);
+  at::Tensor e = row_weights.to(at::kDouble).sqrt().unsqueeze(1);
   if (!(e > 0).all().item<bool>())
     throw InvalidArgument("low_rank", "the weights of the rows must be positive; some are not");
   return e;

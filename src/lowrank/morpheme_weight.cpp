@@ -34,7 +34,7 @@ MaybePartFault find_morpheme_fault(const MorphemeParts& parts) {
                      "or float16; it is " +
                          part_text(parts.tables)};
   }
-  if (const MaybePartFault fault = find_index_fault(parts.index, parts.tables.size(1))) return fault;
+  if (MaybePartFault fault = find_index_fault(parts.index, parts.tables.size(1))) return fault;
   if (!is_integer_part(parts.shape, 2))
     return PartFault{"morpheme_shape", "must be int64 [2]; it is " + part_text(parts.shape)};
   const std::vector<int64_t> shape = integers_of(parts.shape);

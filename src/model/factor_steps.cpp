@@ -42,8 +42,9 @@ std::vector<FactorStep> factor_steps(const Weight& weight) {
   const auto* product = dynamic_cast<const ProductWeight*>(&weight);
   if (product == nullptr) return {};
   std::vector<FactorStep> steps;
-  for (auto factor = product->factors().rbegin(); factor != product->factors().rend(); ++factor) {
-    steps.push_back(step_of(**factor));
+  const std::vector<WeightPtr>& factors = product->factors();
+  for (size_t i = factors.size(); i > 0; --i) {
+    steps.push_back(step_of(*factors[i - 1]));
     if (runs_by_itself(*steps.back().matrix)) return {};
   }
   return steps;

@@ -11,7 +11,6 @@
 namespace lcomp::pipeline {
 namespace {
 
-using lowrank::Factors;
 using lowrank::InputMetric;
 
 /// Of the inputs whose metric is no second moment; relative to the mean, so that dead inputs keep a weight.
@@ -147,7 +146,7 @@ class LowRankPass : public TargetPass {
     }
     const std::optional<InputMetric> own = own_moment(op, target);
     const InputMetric* moment = own ? &*own : target.shared->metric();
-    Factors factors = factor(target, moment, rank, pool);
+    lowrank::Factors factors = factor(target, moment, rank, pool);
     if (updated_) lowrank::update_left(factors, target.weight, *moment, pool);
     const FactorStore store(target.settings->part<FactorOptions>(), moment, model_dtype);
     result.weight = lowrank::factored_weight(factors, ranks.form, store, target.weight, moment);
@@ -185,7 +184,7 @@ class LowRankPass : public TargetPass {
     const int64_t out = stacked.weight.size(0), in = stacked.weight.size(1);
     const int64_t rank = lowrank::largest_rank(ranks.form, out, in, size, ranks.rank_multiple);
     if (rank == 0 || lowrank::factored_size(ranks.form, out, in, rank) >= out * in) return {};
-    const Factors factors = factor(stacked, &moment, rank, pool);
+    const lowrank::Factors factors = factor(stacked, &moment, rank, pool);
     if (factors.tail >= apart) return {};
     const FactorStore store(settings.part<FactorOptions>(), &moment, model_dtype);
     std::vector<MatrixResult> results;
@@ -203,8 +202,8 @@ class LowRankPass : public TargetPass {
   virtual std::optional<InputMetric> own_moment(const model::LinearOp&, const Target&) const {
     return std::nullopt;
   }
-  virtual Factors factor(const Target& target, const InputMetric* moment, int64_t rank,
-                         ThreadPool* pool) const {
+  virtual lowrank::Factors factor(const Target& target, const InputMetric* moment, int64_t rank,
+                                  ThreadPool* pool) const {
     const lowrank::Solver solver = target.settings->part<RankOptions>().solver;
     if (family_.metric == moment_metric)
       return lowrank::low_rank(target.weight, *moment, rank, solver, {}, pool);
@@ -230,8 +229,8 @@ class PcaPass final : public LowRankPass {
     return InputMetric::moment(covariance(target.own));
   }
 
-  Factors factor(const Target& target, const InputMetric* moment, int64_t rank,
-                 ThreadPool* pool) const override {
+  lowrank::Factors factor(const Target& target, const InputMetric* moment, int64_t rank,
+                          ThreadPool* pool) const override {
     if (target.settings->part<PcaOptions>().project == PcaSide::kInputs)
       return lowrank::project_inputs(target.weight, *moment, rank, pool);
     return LowRankPass::factor(target, moment, rank, pool);

@@ -92,6 +92,7 @@ std::vector<double> amounts_by_threshold(const std::vector<LossCurve>& curves, d
   for (const LossCurve& curve : curves) high = std::max(high, curve.back().loss);
   const auto amounts = [&](double threshold) {
     std::vector<double> found;
+    found.reserve(curves.size());
     for (const LossCurve& curve : curves) found.push_back(amount_at(curve, threshold));
     return found;
   };
