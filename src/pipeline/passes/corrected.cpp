@@ -39,7 +39,6 @@ using lowrank::InputMetric;
 
 constexpr const char* kLqer = "lqer";
 constexpr const char* kOats = "oats";
-constexpr double kLeastMagnitude = 1e-6;
 constexpr int64_t kSumCountBytes = 8;
 
 struct BesideOptions {
@@ -57,27 +56,32 @@ struct BesideOptions {
 };
 
 InputMetric metric_of(Weighing weighing, const Target& target) {
-  if (weighing == Weighing::kOutputs) return *target.shared->metric();
+  if (weighing == Weighing::kOutputs) return *target.moment;
   if (weighing == Weighing::kNone) return InputMetric::plain(target.weight.size(1));
-  const at::Tensor scale = target.own.abs_mean.to(at::kDouble);
-  return InputMetric::diagonal(scale + kLeastMagnitude * scale.mean());
+  return scaled_metric(target.own.abs_mean);
 }
 
 /// The sum as it is stored: the low-rank part first, and the other fitted once more to what that leaves.
 WeightPtr stored_sum(const Target& target, const lowrank::Factors& factors, lowrank::Form form,
                      at::ScalarType dtype, const lowrank::PartOf& part_of) {
-  const FactorStore store(target.settings->part<FactorOptions>(), target.shared->metric(), dtype);
+  const FactorStore store(target.settings->part<FactorOptions>(), target.moment, dtype);
   const WeightPtr beside = lowrank::factored_weight(factors, form, store);
   return std::make_shared<SumWeight>(
       std::vector<WeightPtr>{part_of(target.weight - beside->dense()), beside});
 }
 
-double loss_of(const Target& target, const Weight& weight, ThreadPool* pool) {
-  return target.shared->metric()->loss(target.weight - weight.dense(), pool);
+/// The plan of a sum.
+PlannedWeight with_factors(PlannedWeight part, const PlannedWeight& factors) {
+  part.scheme += " + " + factors.scheme;
+  part.bytes_after += kSumCountBytes + factors.bytes_after;
+  return part;
 }
 
-// --- quantized + low rank
-// -----------------------------------------------------------------------------------
+double loss_of(const Target& target, const Weight& weight, ThreadPool* pool) {
+  return target.moment->loss(target.weight - weight.dense(), pool);
+}
+
+// Quantized and low rank.
 
 using LqerOptions = PassOptionsOf<quant::QuantScheme, SolverOptions, quant::GptqOptions, BesideOptions,
                                   lowrank::AlternationOptions, FactorOptions, GptqOrderOptions>;
@@ -135,14 +139,10 @@ PlannedWeight plan_lqer(const PassOptions& options, const PlannedOperator& op) {
   const auto& beside = options.part<BesideOptions>();
   if (beside.rank == 0) return planned;
   const int64_t rank = std::min({beside.rank, op.out_features, op.in_features});
-  const PlannedWeight factors = plan_factored(options.part<FactorOptions>(), beside.form, rank, kLqer, op);
-  planned.scheme += " + " + factors.scheme;
-  planned.bytes_after += kSumCountBytes + factors.bytes_after;
-  return planned;
+  return with_factors(planned, plan_factored(options.part<FactorOptions>(), beside.form, rank, kLqer, op));
 }
 
-// --- sparse + low rank
-// --------------------------------------------------------------------------------------
+// Sparse and low rank.
 
 struct OatsOptions {
   double removed = 0.5;
@@ -237,10 +237,7 @@ PlannedWeight plan_oats(const PassOptions& options, const PlannedOperator& op) {
   PlannedWeight planned = plan_sparse(oats.sparsity(), options.part<SparseStorageOptions>(), kOats, op);
   const int64_t rank = oats.rank_of(op.out_features, op.in_features);
   if (rank == 0) return planned;
-  const PlannedWeight factors = plan_factored(options.part<FactorOptions>(), oats.form, rank, kOats, op);
-  planned.scheme += " + " + factors.scheme;
-  planned.bytes_after += kSumCountBytes + factors.bytes_after;
-  return planned;
+  return with_factors(planned, plan_factored(options.part<FactorOptions>(), oats.form, rank, kOats, op));
 }
 
 }  // namespace

@@ -13,9 +13,6 @@ namespace {
 
 using lowrank::InputMetric;
 
-/// Of the inputs whose metric is no second moment; relative to the mean, so that dead inputs keep a weight.
-constexpr double kLeastScale = 1e-6;
-
 struct UpdateOptions {
   bool update = false;
 
@@ -72,11 +69,6 @@ struct Family {
   calib::Needs needs;
   MetricOf metric;
 };
-
-InputMetric scaled_metric(const at::Tensor& scale) {
-  const at::Tensor s = scale.to(at::kDouble);
-  return InputMetric::diagonal(s + kLeastScale * s.mean());
-}
 
 const Family kSvd = {"svd",
                      "two factors of low rank by singular values, without data: the baseline",
@@ -145,7 +137,7 @@ class LowRankPass : public TargetPass {
       return result;
     }
     const std::optional<InputMetric> own = own_moment(op, target);
-    const InputMetric* moment = own ? &*own : target.shared->metric();
+    const InputMetric* moment = own ? &*own : target.moment;
     lowrank::Factors factors = factor(target, moment, rank, pool);
     if (updated_) lowrank::update_left(factors, target.weight, *moment, pool);
     const FactorStore store(target.settings->part<FactorOptions>(), moment, model_dtype);
@@ -166,7 +158,7 @@ class LowRankPass : public TargetPass {
     });
     if (!alike || family_.metric != moment_metric || own_moment(block.ops()[targets[0].op], targets[0]))
       return {};
-    const InputMetric& moment = *targets[0].shared->metric();
+    const InputMetric& moment = *targets[0].moment;
     Target stacked = targets[0];
     std::vector<at::Tensor> weights;
     std::vector<lowrank::StackedRows> names;

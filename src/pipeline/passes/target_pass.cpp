@@ -2,17 +2,22 @@
 
 #include <ATen/ATen.h>
 
+#include <map>
+#include <optional>
+
 #include "core/stopwatch.h"
 
 namespace lcomp::pipeline {
 namespace {
 
 constexpr double kMismatchDamping = 0.01;
+constexpr double kLeastScale = 1e-6;
 
 }  // namespace
 
-GroupMoment::GroupMoment(const calib::InputStats& stats) {
-  if (stats.second_moment.defined()) metric_ = lowrank::InputMetric::moment(stats.second_moment);
+lowrank::InputMetric scaled_metric(const at::Tensor& scale) {
+  const at::Tensor s = scale.to(at::kDouble);
+  return lowrank::InputMetric::diagonal(s + kLeastScale * s.mean());
 }
 
 TargetPass::TargetPass(std::string name, calib::Needs needs, const GptqOrderOptions* order)
@@ -38,7 +43,8 @@ at::Tensor TargetPass::correction(const model::Block& block, size_t group, const
 
 void TargetPass::compress(model::Block& block, size_t group, const calib::InputStats& stats,
                           PassContext& context) const {
-  const GroupMoment shared(stats);
+  std::optional<lowrank::InputMetric> moment;
+  if (stats.second_moment.defined()) moment = lowrank::InputMetric::moment(stats.second_moment);
   std::vector<Target> all;
   std::map<const PassOptions*, at::Tensor> corrections;
   const std::vector<size_t>& members = block.groups()[group].operators;
@@ -50,7 +56,7 @@ void TargetPass::compress(model::Block& block, size_t group, const calib::InputS
       corrections[settings] = correction(block, group, *settings, stats, context);
     at::Tensor weight = op.weight->dense().to(at::kDouble);
     if (corrections[settings].defined()) weight = weight + weight.mm(corrections[settings]);
-    all.push_back({members[k], of_operator(stats, k), settings, weight, &shared});
+    all.push_back({members[k], of_operator(stats, k), settings, weight, moment ? &*moment : nullptr});
   }
   std::vector<double> seconds(all.size());
   const Stopwatch together;

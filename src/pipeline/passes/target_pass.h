@@ -1,27 +1,17 @@
 #pragma once
 
-#include <map>
-#include <mutex>
-#include <optional>
+#include <string>
+#include <vector>
 
 #include "lcomp/lowrank/low_rank.h"
 #include "lcomp/pipeline/pass.h"
-#include "lcomp/quant/gptq.h"
 #include "pipeline/passes/passes.h"
 
 namespace lcomp::pipeline {
 
-/// What the operators of a group share, because they read one input.
-class GroupMoment {
- public:
-  explicit GroupMoment(const calib::InputStats& stats);
-
-  /// Of the second moment of the inputs; null without one.
-  const lowrank::InputMetric* metric() const { return metric_ ? &*metric_ : nullptr; }
-
- private:
-  std::optional<lowrank::InputMetric> metric_;
-};
+/// The metric of inputs that count as `scale` [in], not negative: a little more than that, relative to its
+/// mean, so that inputs without any keep a weight.
+lowrank::InputMetric scaled_metric(const at::Tensor& scale);
 
 /// An operator on its way through a pass.
 struct Target {
@@ -31,7 +21,8 @@ struct Target {
   /// What is to be approximated, float64 [out, in]: the weight, or where it is corrected for inputs that
   /// compression has changed.
   at::Tensor weight;
-  const GroupMoment* shared = nullptr;
+  /// Of the second moment of the inputs, shared by the operators of the group; null without one.
+  const lowrank::InputMetric* moment = nullptr;
 };
 
 /// Methods that approximate each matrix of a group on one thread, the operators of a group side by side, with

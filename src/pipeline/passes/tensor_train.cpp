@@ -97,8 +97,8 @@ class TensorTrainPass final : public TargetPass {
                                           {.ranks = {rank}, .solver = linalg::SvdSolver::kGram});
     const at::Tensor stored_scale = scale.defined() ? scale.reciprocal().to(model_dtype) : at::Tensor();
     result.weight = std::make_shared<lowrank::TensorTrainWeight>(train, model_dtype, stored_scale);
-    if (target.shared->metric() != nullptr)
-      result.row.loss = target.shared->metric()->loss(target.weight - result.weight->dense(), pool);
+    if (target.moment != nullptr)
+      result.row.loss = target.moment->loss(target.weight - result.weight->dense(), pool);
     return result;
   }
 };
