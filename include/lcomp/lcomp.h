@@ -50,6 +50,7 @@
 #include "lcomp/lowrank/identity_rows_weight.h"
 #include "lcomp/lowrank/kronecker.h"
 #include "lcomp/lowrank/kronecker_sum_weight.h"
+#include "lcomp/lowrank/layer_tucker.h"
 #include "lcomp/lowrank/low_rank.h"
 #include "lcomp/lowrank/morpheme_weight.h"
 #include "lcomp/lowrank/morphemes.h"

@@ -8,8 +8,8 @@
 
 namespace lcomp {
 
-SharedWeight::SharedWeight(std::string owner, WeightPtr weight)
-    : owner_(std::move(owner)), weight_(std::move(weight)) {
+SharedWeight::SharedWeight(std::string owner, WeightPtr weight, SharedBy by)
+    : owner_(std::move(owner)), weight_(std::move(weight)), by_(by) {
   if (owner_.empty()) throw InvalidArgument("SharedWeight", "the owner must be named; the name is empty");
 }
 

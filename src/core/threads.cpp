@@ -57,20 +57,24 @@ struct Loop {
   }
 };
 
-/// OpenBLAS with one thread while this lives: its products depend on how many it has.
-class OneBlasThread {
+/// OpenBLAS, and what this thread runs with OpenMP (ATen's sums over long tensors), on one thread while this
+/// lives: their results depend on how many there are.
+class OneThread {
  public:
-  OneBlasThread() {
-    if (before_ != 1) openblas_set_num_threads(1);
+  OneThread() {
+    if (blas_before_ != 1) openblas_set_num_threads(1);
+    if (omp_before_ != 1) omp_set_num_threads(1);
   }
-  ~OneBlasThread() {
-    if (before_ != 1) openblas_set_num_threads(before_);
+  ~OneThread() {
+    if (blas_before_ != 1) openblas_set_num_threads(blas_before_);
+    if (omp_before_ != 1) omp_set_num_threads(omp_before_);
   }
-  OneBlasThread(const OneBlasThread&) = delete;
-  OneBlasThread& operator=(const OneBlasThread&) = delete;
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
 
  private:
-  int before_ = openblas_get_num_threads();
+  int blas_before_ = openblas_get_num_threads();
+  int omp_before_ = omp_get_max_threads();
 };
 
 /// Gives OpenBLAS the buffer that each of `threads` concurrent calls works in, while it can still fail: a
@@ -116,7 +120,7 @@ struct ThreadPool::State {
   int busy = 0;
   bool stopping = false;
   std::vector<std::thread> workers;
-  OneBlasThread one_blas_thread;
+  OneThread one_thread;
 
   State() = default;
   State(const State&) = delete;
@@ -174,6 +178,7 @@ void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t, i
   Loop loop;
   loop.piece = &piece;
   loop.count = count;
+  // The caller need not be the thread that made the pool.
   const int omp_threads_before = omp_get_max_threads();
   omp_set_num_threads(1);
   {
@@ -198,7 +203,7 @@ void parallel_for(ThreadPool* pool, int64_t count, const std::function<void(int6
     pool->parallel_for(count, piece);
     return;
   }
-  const OneBlasThread one;
+  const OneThread one;
   for (int64_t i = 0; i < count; ++i) piece(i, 0);
 }
 

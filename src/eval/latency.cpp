@@ -67,13 +67,19 @@ class Product {
  public:
   Product(WeightPtr weight, linalg::Precision precision, ThreadPool& pool)
       : weight_(std::move(weight)), pool_(pool), bytes_(weight_->bytes()) {
+    // Packed and sparse matrices are multiplied as they are stored; what is made of factors as blocks run it.
     const bool dense = dynamic_cast<const DenseWeight*>(weight_.get()) != nullptr;
-    if (!dense && !model::runs_by_itself(*weight_)) return;
-    steps_ = model::factor_steps(*weight_);
+    if (!dense && weight_->macs_per_token() == weight_->out_features() * weight_->in_features()) return;
+    steps_ = model::factor_steps(*weight_, precision);
     if (!steps_.empty()) bytes_ = 0;
     for (const model::FactorStep& step : steps_) {
+      packed_.emplace_back();
+      if (step.is_applied) {
+        bytes_ += step.matrix->bytes();
+        continue;
+      }
       const at::Tensor matrix = step.matrix->dense();
-      packed_.push_back(std::make_unique<PackedRows>(matrix, precision, pool));
+      packed_.back() = std::make_unique<PackedRows>(matrix, precision, pool);
       bytes_ += matrix.numel() * (precision == linalg::Precision::kBf16 ? 2 : 4);
     }
   }
@@ -86,8 +92,9 @@ class Product {
     } else {
       at::Tensor input = x;
       for (size_t i = 0; i < steps_.size(); ++i) {
-        const std::vector<at::Tensor>& parts = packed_[i]->multiply(input);
-        if (i + 1 < steps_.size() || steps_[i].places.defined())
+        const std::vector<at::Tensor> parts =
+            packed_[i] ? packed_[i]->multiply(input) : std::vector{steps_[i].matrix->apply(input)};
+        if (i + 1 < steps_.size() || steps_[i].is_pivoted())
           input = steps_[i].output(input, parts.size() == 1 ? parts[0] : at::cat(parts, 1));
       }
     }

@@ -31,6 +31,9 @@ void dgeqp3_(const int* m, const int* n, double* a, const int* lda, int* jpvt, d
 namespace lcomp::linalg {
 namespace {
 
+/// A row is dependent on others when what is left of it is below this share of the largest.
+constexpr double kDependent = 1e-12;
+
 at::Tensor checked_copy(const at::Tensor& matrix, const char* what) {
   const bool fits = matrix.dim() == 2 && matrix.numel() > 0 &&
                     (matrix.scalar_type() == at::kFloat || matrix.scalar_type() == at::kDouble);
@@ -137,6 +140,11 @@ Svd by_gram(const at::Tensor& a, int64_t count) {
 }
 
 Svd randomized(const at::Tensor& a, int64_t count, const RandomizedOptions& options) {
+  if (options.oversampling < 0 || options.power < 0) {
+    throw InvalidArgument("truncated_svd",
+                          fmt::format("oversampling and power must not be negative; they are {} and {}",
+                                      options.oversampling, options.power));
+  }
   const int64_t width = std::min(count + options.oversampling, std::min(a.size(0), a.size(1)));
   Rng rng(options.seed, "randomized svd");
   at::Tensor start = at::empty({a.size(1), width}, at::kDouble);
@@ -241,7 +249,7 @@ at::Tensor orthonormal_columns(const at::Tensor& matrix) {
   return a.narrow(1, 0, least).contiguous();
 }
 
-std::vector<int64_t> pivot_rows(const at::Tensor& matrix) {
+PivotRows pivot_rows(const at::Tensor& matrix) {
   at::Tensor a = checked_copy(matrix, "pivot_rows");
   const int rows = static_cast<int>(a.size(1)), columns = static_cast<int>(a.size(0)), query = -1;
   std::vector<int> order(static_cast<size_t>(columns), 0);
@@ -258,9 +266,12 @@ std::vector<int64_t> pivot_rows(const at::Tensor& matrix) {
     call(work.data(), &size);
   });
   check_converged(info, "pivot_rows");
-  std::vector<int64_t> result;
-  result.reserve(order.size());
-  for (const int column : order) result.push_back(column - 1);
+  PivotRows result;
+  result.order.reserve(order.size());
+  for (const int column : order) result.order.push_back(column - 1);
+  const auto diagonal = [&](int64_t i) { return std::abs(a.data_ptr<double>()[i * (rows + 1)]); };
+  while (result.rank < std::min(rows, columns) && diagonal(result.rank) > kDependent * diagonal(0))
+    ++result.rank;
   return result;
 }
 

@@ -67,13 +67,20 @@ WeightPtr as_train(const EmbeddingProblem& p) {
   };
   int64_t rank = 0;
   while (rank < p.rows() && size(rank + 1) <= p.numbers) ++rank;
-  const TrainMatrix train = tt_matrix(p.table, rows, columns, {.ranks = {require_room(rank, p, size(1))}});
+  const TrainMatrix train =
+      tt_matrix(p.table, rows, columns,
+                {.ranks = {require_room(rank, p, size(1))}, .solver = linalg::SvdSolver::kGram});
   return std::make_shared<TensorTrainWeight>(train, p.type);
+}
+
+/// Numbers of one Kronecker product.
+int64_t product_size(int64_t order, int64_t rows, int64_t columns) {
+  return order * smallest_base(rows, order) * smallest_base(columns, order);
 }
 
 WeightPtr as_kronecker_sum(const EmbeddingProblem& p) {
   const int64_t order = p.options.settled_order();
-  const int64_t each = order * smallest_base(p.rows(), order) * smallest_base(p.columns(), order);
+  const int64_t each = product_size(order, p.rows(), p.columns());
   const int64_t rank = require_room(p.numbers / each, p, each);
   const Word2KetXsFit fit = fit_word2ketxs(
       p.table, {.order = order, .rank = rank, .sweeps = p.options.sweeps, .seed = p.seed}, p.weights);
@@ -106,6 +113,12 @@ WeightPtr fitted(const EmbeddingProblem& problem, const MorphemeIndex* morphemes
   return of_morphemes(problem, *morphemes, observer);
 }
 
+/// That the approximation may take.
+int64_t numbers_left(const EmbeddingOptions& options, int64_t rows, int64_t columns) {
+  const double all = static_cast<double>(rows) * static_cast<double>(columns);
+  return static_cast<int64_t>(all / options.ratio + 1e-6) - options.exceptions * columns;
+}
+
 /// The most frequent tokens, ascending by number; of equally frequent ones the first.
 at::Tensor most_frequent(const at::Tensor& counts, int64_t count) {
   const at::Tensor order = std::get<1>(counts.sort(/*stable=*/true, 0, /*descending=*/true));
@@ -121,7 +134,8 @@ void EmbeddingOptions::visit(FieldVisitor& v) {
           "cores of a train, factors of a Kronecker product, or morphemes of a token, from 2 up; 0: 2 for "
           "word2ketxs, else 3");
   v.field("exceptions", exceptions, {0},
-          "rows that are kept as they are: those of the most frequent tokens of the calibration text");
+          "rows that are kept but for the rounding of a difference: those of the most frequent tokens of the "
+          "calibration text");
   v.field("frequency_power", frequency_power, {0, 1},
           "rows weigh (count + 1) to this power in the fit, by their counts in the calibration text; 0: all "
           "alike. A tensor train has no weights");
@@ -134,6 +148,15 @@ void EmbeddingOptions::visit(FieldVisitor& v) {
 int64_t EmbeddingOptions::settled_order() const {
   if (order > 0) return order;
   return method == EmbeddingMethod::kWord2KetXs ? 2 : 3;
+}
+
+int64_t embedding_fit_bytes(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim) {
+  // The table in float64, its copies by digits, products of factors.
+  constexpr int64_t kBytesPerElement = 48;
+  const int64_t order = options.settled_order();
+  const int64_t rank = numbers_left(options, vocabulary, dim) / product_size(order, vocabulary, dim);
+  if (options.method != EmbeddingMethod::kWord2KetXs || rank < 1) return kBytesPerElement * vocabulary * dim;
+  return word2ketxs_bytes(order, rank, smallest_base(vocabulary, order), smallest_base(dim, order));
 }
 
 EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& options, const at::Tensor& counts,
@@ -154,10 +177,9 @@ EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& opti
     kept = most_frequent(counts, options.exceptions);
     weights.index_fill_(0, kept, 1e-6 * weights.min().item<double>());
   }
-  const auto numbers = static_cast<int64_t>(static_cast<double>(table.numel()) / options.ratio + 1e-6) -
-                       options.exceptions * columns;
   EmbeddingFit fit;
-  fit.weight = fitted({table, options, weights, numbers, type, seed, pool}, morphemes, observer);
+  fit.weight = fitted({table, options, weights, numbers_left(options, rows, columns), type, seed, pool},
+                      morphemes, observer);
   if (kept.defined()) {
     const at::Tensor left_over = table.index_select(0, kept).to(at::kFloat) - fit.weight->rows(kept);
     auto patch = std::make_shared<RowPatchWeight>(rows, kept, left_over.to(type));

@@ -3,20 +3,24 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <limits>
+
 #include "lcomp/core/error.h"
 
 namespace lcomp::lowrank {
 
 IdentityRowsWeight::IdentityRowsWeight(const at::Tensor& pivots, WeightPtr rest) : rest_(std::move(rest)) {
   const int64_t in = rest_->in_features();
-  if (pivots.dim() != 1 || pivots.numel() != in || at::isFloatingType(pivots.scalar_type()) ||
-      rest_->out_features() == 0) {
+  const bool integers = pivots.scalar_type() == at::kInt || pivots.scalar_type() == at::kLong;
+  if (pivots.dim() != 1 || pivots.numel() != in || !integers || rest_->out_features() == 0) {
     throw InvalidArgument("IdentityRowsWeight",
                           fmt::format("pivots must be {} integers and the rest at least one row; there are "
                                       "{} of them and {} rows",
                                       in, pivots.numel(), rest_->out_features()));
   }
-  pivots_ = pivots.to(at::kInt).contiguous();
+  if (rest_->quantizes_input())
+    throw InvalidArgument("IdentityRowsWeight", "the rest must not round its input; it does");
+  pivots_ = pivots.clamp(-2, std::numeric_limits<int32_t>::max()).to(at::kInt).contiguous();
   const int64_t out = rest_->out_features() + (pivots_ >= 0).sum().item<int64_t>();
   std::vector<int64_t> places(static_cast<size_t>(out), -1);
   for (int64_t i = 0; i < in; ++i) {

@@ -87,7 +87,7 @@ at::Tensor KroneckerSumWeight::apply(const at::Tensor& x) const {
 
 at::Tensor KroneckerSumWeight::rows(const at::Tensor& ids) const {
   check_row_ids(ids, out_, "KroneckerSumWeight::rows");
-  const at::Tensor leaf = parts_.leaf.to(at::kFloat);
+  const at::Tensor& leaf = parts_.leaf;
   const int64_t q = leaf.size(3);
   at::Tensor found = at::empty({ids.numel(), in_}, at::kFloat);
   const int64_t each = integer_power(q, order() - 1) * std::max(q, rank());
@@ -95,7 +95,8 @@ at::Tensor KroneckerSumWeight::rows(const at::Tensor& ids) const {
     const std::vector<at::Tensor> digits = digits_of(ids.narrow(0, begin, count), leaf_sides(leaf, 2));
     std::vector<at::Tensor> vectors;
     for (size_t j = 0; j < digits.size(); ++j)
-      vectors.push_back(leaf[static_cast<int64_t>(j)].index_select(1, digits[j]).transpose(0, 1));
+      vectors.push_back(
+          leaf[static_cast<int64_t>(j)].index_select(1, digits[j]).to(at::kFloat).transpose(0, 1));
     found.narrow(0, begin, count).copy_(kronecker_rows(vectors).narrow(1, 0, in_));
   });
   return found;

@@ -64,6 +64,28 @@ linalg::SvdSolver svd_solver(Solver solver) {
   return solver == Solver::kExact ? linalg::SvdSolver::kExact : linalg::SvdSolver::kRandomized;
 }
 
+/// Where a random subspace is faster than eigenvalues (docs/lowrank.md): for few directions of a large
+/// matrix.
+Solver settled(Solver solver, const at::Tensor& weight, int64_t rank) {
+  constexpr int64_t kLeastSide = 1024, kSidePerRank = 32;
+  if (solver != Solver::kAuto) return solver;
+  const int64_t side = std::min(weight.size(0), weight.size(1));
+  return side >= kLeastSide && rank * kSidePerRank <= side ? Solver::kRandomized : Solver::kGram;
+}
+
+/// The same product with a left factor of orthonormal columns, of which there are fewer where some were
+/// superfluous.
+Factors without_null_space(const Factors& factors) {
+  constexpr double kNull = 1e-12;
+  const linalg::Svd svd = linalg::truncated_svd(factors.left);
+  int64_t count = 1;
+  while (count < svd.left.size(1) && svd.values[static_cast<size_t>(count)] > kNull * svd.values[0]) ++count;
+  const at::Tensor values = at::tensor(svd.values, at::kDouble).narrow(0, 0, count).unsqueeze(1);
+  return {svd.left.narrow(1, 0, count).contiguous(),
+          product(svd.right.narrow(0, 0, count) * values, factors.right, nullptr),
+          {}};
+}
+
 /// The strongest directions of the outputs.
 struct Directions {
   at::Tensor rows;              // U_k^T, [rank, out]
@@ -83,7 +105,7 @@ Directions by_eigenvalues(const at::Tensor& w, const InputMetric& metric, int64_
   const at::Tensor gram = product(scaled.t().contiguous(), scaled, pool);
   linalg::Eigen eigen = linalg::largest_eigen(gram, rank);
   const at::Tensor columns = product(scaled, eigen.vectors.t().contiguous(), pool);
-  // They lose orthogonality as the square of what their eigenvalues lose to the largest.
+  // They lose orthogonality as their eigenvalues fall behind the largest.
   at::Tensor rows;
   if (eigen.values.back() > kSafeRatio * eigen.values.front()) {
     rows = (columns / at::tensor(eigen.values, at::kDouble).sqrt()).t().contiguous();
@@ -102,6 +124,18 @@ Directions by_svd(const at::Tensor& w, const InputMetric& metric, int64_t rank, 
   return found;
 }
 
+/// Rows of the left factor that span it, ascending. Factors whose left one has not full rank become such.
+std::vector<int64_t> pivots_of(Factors& factors) {
+  linalg::PivotRows rows = linalg::pivot_rows(factors.left);
+  if (rows.rank < factors.left.size(1)) {
+    factors = without_null_space(factors);
+    rows = linalg::pivot_rows(factors.left);
+  }
+  rows.order.resize(static_cast<size_t>(factors.left.size(1)));
+  std::sort(rows.order.begin(), rows.order.end());
+  return rows.order;
+}
+
 /// X with X basis = rows.
 at::Tensor solved_for(const at::Tensor& basis, const at::Tensor& rows) {
   at::Tensor solution, failed;
@@ -113,9 +147,9 @@ at::Tensor solved_for(const at::Tensor& basis, const at::Tensor& rows) {
 
 /// The rows [first, first + count) of a stacked matrix.
 struct OwnRows {
-  at::Tensor
-      pivots;       // int64 [rank]: which of them is a pivot, counted from `first`; -1: it is not among them
-  at::Tensor rest;  // int64: the others, counted from 0
+  /// int64 [rank]: where each pivot is among them, counted from `first`; -1: it is not.
+  at::Tensor pivots;
+  at::Tensor rest;  // int64: the other rows, as the stacked matrix counts
 };
 
 OwnRows own_rows(const std::vector<int64_t>& pivots, int64_t rank, int64_t first, int64_t count) {
@@ -203,8 +237,9 @@ Factors low_rank(const at::Tensor& weight, const InputMetric& metric, int64_t ra
   const at::Tensor e = roots(row_weights);
   at::Tensor w = weight.to(at::kDouble).contiguous();
   if (e.defined()) w = w * e;
-  const bool eigen = solver == Solver::kAuto || solver == Solver::kGram;
-  Directions found = eigen ? by_eigenvalues(w, metric, rank, pool) : by_svd(w, metric, rank, solver, pool);
+  solver = settled(solver, w, rank);
+  Directions found =
+      solver == Solver::kGram ? by_eigenvalues(w, metric, rank, pool) : by_svd(w, metric, rank, solver, pool);
   Factors factors;
   factors.left = found.rows.t().contiguous();
   if (e.defined()) factors.left = factors.left / e;
@@ -278,7 +313,11 @@ void update_left(Factors& factors, const at::Tensor& weight, const InputMetric& 
   const double floor = 1e-12 * std::max(eigen.values.front(), 0.0);
   int64_t count = 0;
   while (count < seen.size(0) && eigen.values[static_cast<size_t>(count)] > floor) ++count;
-  if (count == 0) return;
+  if (count == 0) {
+    factors.singular_values.clear();
+    factors.tail = metric.loss(weight.to(at::kDouble) - product(factors.left, factors.right, pool), pool);
+    return;
+  }
   const at::Tensor axes = eigen.vectors.narrow(0, 0, count);
   const at::Tensor values = at::tensor(eigen.values, at::kDouble).narrow(0, 0, count);
   const at::Tensor difference =
@@ -309,17 +348,14 @@ int64_t largest_rank(Form form, int64_t out, int64_t in, int64_t size, int64_t m
   return low * multiple;
 }
 
-std::vector<WeightPtr> shared_factored_weights(const Factors& factors, Form form,
+std::vector<WeightPtr> shared_factored_weights(const Factors& given, Form form,
                                                const std::vector<StackedRows>& operators,
                                                const StoreFactor& store, const at::Tensor& target,
                                                const InputMetric* metric) {
-  const int64_t out = factors.left.size(0), rank = factors.left.size(1);
+  Factors factors = given;
   std::vector<int64_t> pivots;  // ascending; of the pivoted form
-  if (form == Form::kPivoted && rank < out) {
-    pivots = linalg::pivot_rows(factors.left);
-    pivots.resize(static_cast<size_t>(rank));
-    std::sort(pivots.begin(), pivots.end());
-  }
+  if (form == Form::kPivoted && factors.left.size(1) < factors.left.size(0)) pivots = pivots_of(factors);
+  const int64_t rank = factors.left.size(1);
   at::Tensor basis, right_values = factors.right;
   if (!pivots.empty()) {
     basis = factors.left.index_select(0, at::tensor(pivots, at::kLong));

@@ -73,10 +73,6 @@ MorphemeWeight MorphemeWeight::from_stored(MorphemeParts parts, const std::strin
   return MorphemeWeight(std::move(parts));
 }
 
-at::Tensor MorphemeWeight::tables_by_morpheme() const {
-  return parts_.tables.transpose(0, 1).to(at::kFloat).contiguous();
-}
-
 int64_t MorphemeWeight::rows_at_a_time() const {
   const int64_t order = parts_.index.size(1), q = parts_.tables.size(2), rank = parts_.tables.size(0);
   int64_t left = rank * q;  // elements of a row that is not summed over the rank yet
@@ -84,20 +80,21 @@ int64_t MorphemeWeight::rows_at_a_time() const {
   return std::min(kMostRowsAtATime, piece_size(std::max(left, left / rank * q)));
 }
 
-at::Tensor MorphemeWeight::composed(const at::Tensor& index, const at::Tensor& tables) const {
+at::Tensor MorphemeWeight::composed(const at::Tensor& index) const {
   std::vector<at::Tensor> vectors;
-  for (int64_t j = 0; j < index.size(1); ++j)
-    vectors.push_back(tables.index_select(0, index.select(1, j).contiguous()));
+  for (int64_t j = 0; j < index.size(1); ++j) {
+    const at::Tensor found = parts_.tables.index_select(1, index.select(1, j).contiguous());
+    vectors.push_back(found.transpose(0, 1).to(at::kFloat).contiguous());
+  }
   return kronecker_rows(vectors).narrow(1, 0, in_);
 }
 
 at::Tensor MorphemeWeight::rows(const at::Tensor& ids) const {
   check_row_ids(ids, out_features(), "MorphemeWeight::rows");
-  const at::Tensor tables = tables_by_morpheme();
   at::Tensor found = at::empty({ids.numel(), in_}, at::kFloat);
   in_pieces(ids.numel(), rows_at_a_time(), [&](int64_t begin, int64_t count) {
     const at::Tensor index = parts_.index.index_select(0, ids.narrow(0, begin, count));
-    found.narrow(0, begin, count).copy_(composed(index, tables));
+    found.narrow(0, begin, count).copy_(composed(index));
   });
   return found;
 }
@@ -107,10 +104,10 @@ at::Tensor MorphemeWeight::dense() const {
 }
 
 at::Tensor MorphemeWeight::apply(const at::Tensor& x) const {
-  const at::Tensor input = x.to(at::kFloat), tables = tables_by_morpheme();
+  const at::Tensor input = x.to(at::kFloat);
   at::Tensor y = at::empty({input.size(0), out_features()}, at::kFloat);
   in_pieces(out_features(), rows_at_a_time(), [&](int64_t begin, int64_t count) {
-    const at::Tensor tile = composed(parts_.index.narrow(0, begin, count), tables);
+    const at::Tensor tile = composed(parts_.index.narrow(0, begin, count));
     y.narrow(1, begin, count).copy_(input.mm(tile.t()));
   });
   return y;

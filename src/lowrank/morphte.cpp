@@ -228,9 +228,12 @@ void update_morpheme(const MorphteProblem& p, int64_t morpheme, const std::vecto
   for (const int64_t row : rows) {
     const MorphteVectors vectors = work.vectors(p, row);
     row_residual(p.sizes, vectors, p.target(row), scratch);
+    int64_t times = 0;
+    for (int64_t j = 0; j < p.sizes.order; ++j) times += p.morpheme(row, j) == morpheme ? 1 : 0;
     for (int64_t j = 0; j < p.sizes.order; ++j) {
       if (p.morpheme(row, j) != morpheme) continue;
-      add_normal_matrix(p.sizes, vectors, j, p.weight(row), e);
+      // (sum J_j)^T (sum J_j) is at most `times` sum J_j^T J_j: steps that long do not overshoot.
+      add_normal_matrix(p.sizes, vectors, j, static_cast<double>(times) * p.weight(row), e);
       row_gradient(p.sizes, vectors, j, scratch, e.part.data());
       for (size_t i = 0; i < e.part.size(); ++i)
         e.gradient[i] += p.weight(row) * static_cast<double>(e.part[i]);

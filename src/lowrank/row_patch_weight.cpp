@@ -34,10 +34,11 @@ MaybePartFault find_patch_fault(const RowPatchParts& parts) {
   if (!is_integer_part(parts.shape, 2))
     return PartFault{"patch_shape", "must be int64 [2]; it is " + part_text(parts.shape)};
   const std::vector<int64_t> shape = integers_of(parts.shape);
-  if (shape[0] < parts.values.size(0) || shape[1] != parts.values.size(1)) {
+  constexpr int64_t kMostRows = int64_t{1} << 31;
+  if (shape[0] < parts.values.size(0) || shape[0] > kMostRows || shape[1] != parts.values.size(1)) {
     return PartFault{"patch_shape",
-                     fmt::format("must have at least {} rows and {} columns; it is [{}, {}]",
-                                 parts.values.size(0), parts.values.size(1), shape[0], shape[1])};
+                     fmt::format("must have {} to {} rows and {} columns; it is [{}, {}]",
+                                 parts.values.size(0), kMostRows, parts.values.size(1), shape[0], shape[1])};
   }
   return find_order_of_rows_fault(parts.rows, shape[0]);
 }

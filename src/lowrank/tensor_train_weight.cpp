@@ -104,6 +104,26 @@ int64_t largest_state(const std::vector<int64_t>& rows, const std::vector<int64_
   return largest;
 }
 
+/// state [count, p, r] times the slice of the core [r, m, n, s] that each one's digit chooses: [count, p, n
+/// s]. Rows with the same digit are multiplied together.
+at::Tensor times_slices(const at::Tensor& state, const at::Tensor& core, const at::Tensor& digits) {
+  const int64_t r = state.size(2);
+  at::Tensor product = at::empty({state.size(0), state.size(1), core.size(2) * core.size(3)}, at::kFloat);
+  const auto [sorted, order] = digits.sort();
+  const int64_t count = digits.numel();
+  const int64_t* digit = sorted.data_ptr<int64_t>();
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+    while (end < count && digit[end] == digit[begin]) ++end;
+    const at::Tensor slice = core.select(1, digit[begin]).to(at::kFloat).reshape({r, -1});
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = order.data_ptr<int64_t>()[i];
+      at::Tensor made = product[row];
+      at::mm_out(made, state[row], slice);
+    }
+  }
+  return product;
+}
+
 }  // namespace
 
 TensorTrainWeight::TensorTrainWeight(TensorTrainParts parts) : parts_(std::move(parts)) {
@@ -195,20 +215,16 @@ at::Tensor TensorTrainWeight::apply(const at::Tensor& x) const {
 at::Tensor TensorTrainWeight::rows(const at::Tensor& ids) const {
   check_row_ids(ids, out_, "TensorTrainWeight::rows");
   at::Tensor found = at::empty({ids.numel(), in_}, at::kFloat);
-  // Per row: a slice of a core, and what the cores so far make.
-  int64_t each = 0, done = 1;
+  int64_t each = 0, done = 1;  // of a row: what the cores so far make
   for (size_t k = 0; k < row_shape_.size(); ++k) {
     done *= col_shape_[k];
-    each = std::max({each, ranks_[k] * col_shape_[k] * ranks_[k + 1], done * ranks_[k + 1]});
+    each = std::max(each, done * ranks_[k + 1]);
   }
   in_pieces(ids.numel(), piece_size(each), [&](int64_t begin, int64_t count) {
     const std::vector<at::Tensor> digits = digits_of(ids.narrow(0, begin, count), row_shape_);
     at::Tensor state = at::ones({count, 1, 1}, at::kFloat);
-    for (size_t k = 0; k < digits.size(); ++k) {
-      const at::Tensor slices = parts_.cores[k].index_select(1, digits[k]).to(at::kFloat);
-      state = at::bmm(state, slices.transpose(0, 1).reshape({count, ranks_[k], -1}))
-                  .reshape({count, -1, ranks_[k + 1]});
-    }
+    for (size_t k = 0; k < digits.size(); ++k)
+      state = times_slices(state, parts_.cores[k], digits[k]).reshape({count, -1, ranks_[k + 1]});
     found.narrow(0, begin, count).copy_(state.reshape({count, -1}).narrow(1, 0, in_));
   });
   return parts_.input_scale.defined() ? found * parts_.input_scale.to(at::kFloat) : found;

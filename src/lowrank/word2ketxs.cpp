@@ -16,6 +16,9 @@
 namespace lcomp::lowrank {
 namespace {
 
+/// Of normal matrices that are held at once: 64 MB.
+constexpr int64_t kNormalNumbers = int64_t{1} << 23;
+
 using KetFactors = std::vector<at::Tensor>;  // [t q, rank] each: the leaf as factors of a CP decomposition
 
 /// What is fitted. Modes are pairs of digits, [(t q) ... (t q)].
@@ -106,38 +109,51 @@ at::Tensor all_but_one(const at::Tensor& x, const KetFactors& factors, size_t k)
   return (contracted * left.unsqueeze(1)).sum(0);
 }
 
-/// For each digit of mode k, sum over the other digits of the row weight times the products of what the other
-/// factors' rows make with themselves: the normal matrices, [t, rank, rank].
-at::Tensor normal_matrices(const KetProblem& p, const KetFactors& factors, size_t k) {
-  const int64_t rank = p.rank, squares = rank * rank;
-  // The mode in front, then one of the others after the other is summed over, the last first.
-  at::Tensor sums = p.row_weights.movedim(static_cast<int64_t>(k), 0).reshape({-1, p.t});
-  bool first = true;
-  for (size_t l = factors.size(); l > 0; --l) {
-    if (l - 1 == k) continue;
-    const at::Tensor rows = factors[l - 1].reshape({p.t, p.q, rank});
-    const at::Tensor gram = at::matmul(rows.transpose(1, 2), rows).reshape({p.t, squares});
-    if (first)
-      sums = one_thread_product(sums, gram);
-    else
-      sums = (sums.reshape({-1, p.t, squares}) * gram).sum(1);
-    first = false;
-  }
-  return sums.reshape({p.t, rank, rank});
+/// What each digit's rows of a factor make with themselves, [t, rank^2].
+at::Tensor digit_grams(const KetProblem& p, const at::Tensor& factor) {
+  const at::Tensor rows = factor.reshape({p.t, p.q, p.rank});
+  return at::matmul(rows.transpose(1, 2), rows).reshape({p.t, -1});
 }
 
-/// Least squares for factor k, with a pull to what it was that is too weak to matter unless the equations
-/// are singular: so the error never rises.
+/// weights: [count, t ... t], a mode for each of `grams` from `mode` on. The sum over all digits of the
+/// weight times the products of their grams, [count, rank^2].
+at::Tensor sum_of_grams(const at::Tensor& weights, const std::vector<at::Tensor>& grams, size_t mode) {
+  if (mode + 1 == grams.size())
+    return one_thread_product(weights.reshape({weights.size(0), -1}), grams[mode]);
+  at::Tensor sum;
+  for (int64_t digit = 0; digit < weights.size(1); ++digit) {
+    const at::Tensor term = sum_of_grams(weights.select(1, digit), grams, mode + 1) * grams[mode][digit];
+    sum = sum.defined() ? sum + term : term;
+  }
+  return sum;
+}
+
+/// Least squares for factor k, a few digits at a time, with a pull to what it was that is too weak to matter
+/// unless the equations are singular: so the error never rises.
 void update_factor(const KetProblem& p, const at::Tensor& target, KetFactors& factors, size_t k) {
+  std::vector<at::Tensor> grams;
+  for (size_t l = 0; l < factors.size(); ++l) {
+    if (l != k) grams.push_back(digit_grams(p, factors[l]));
+  }
+  const at::Tensor weights = p.row_weights.movedim(static_cast<int64_t>(k), 0);
   const at::Tensor before = factors[k].reshape({p.t, p.q, p.rank});
-  at::Tensor normal = normal_matrices(p, factors, k);
-  const double scale = normal.diagonal(0, 1, 2).mean().item<double>();
-  const double pull = scale > 0 ? 1e-10 * scale : 1.0;
-  normal = normal + pull * at::eye(p.rank, at::kDouble);
-  const at::Tensor right = all_but_one(target, factors, k).reshape({p.t, p.q, p.rank}) + pull * before;
-  at::Tensor solved;
-  on_one_blas_thread([&] { solved = std::get<0>(at::linalg_solve_ex(normal, right.transpose(1, 2))); });
-  factors[k] = solved.transpose(1, 2).reshape({p.t * p.q, p.rank});
+  const at::Tensor wanted = all_but_one(target, factors, k).reshape({p.t, p.q, p.rank});
+  at::Tensor solved = at::empty_like(before);
+  const int64_t at_once = std::max<int64_t>(1, kNormalNumbers / (p.rank * p.rank));
+  for (int64_t first = 0; first < p.t; first += at_once) {
+    const int64_t count = std::min(at_once, p.t - first);
+    at::Tensor normal =
+        sum_of_grams(weights.narrow(0, first, count), grams, 0).reshape({count, p.rank, p.rank});
+    const at::Tensor scale = normal.diagonal(0, 1, 2).mean(1);
+    const at::Tensor pull = at::where(scale > 0, 1e-10 * scale, at::ones_like(scale)).reshape({-1, 1, 1});
+    normal = normal + pull * at::eye(p.rank, at::kDouble);
+    const at::Tensor right = wanted.narrow(0, first, count) + pull * before.narrow(0, first, count);
+    on_one_blas_thread([&] {
+      const at::Tensor part = std::get<0>(at::linalg_solve_ex(normal, right.transpose(1, 2)));
+      solved.narrow(0, first, count).copy_(part.transpose(1, 2));
+    });
+  }
+  factors[k] = solved.reshape({p.t * p.q, p.rank});
 }
 
 double ket_error(const KetProblem& p, const at::Tensor& model) {
@@ -188,6 +204,20 @@ int64_t smallest_base(int64_t n, int64_t order) {
   base = std::max<int64_t>(1, base - 1);
   while (!reaches(base)) ++base;
   return base;
+}
+
+int64_t word2ketxs_bytes(int64_t order, int64_t rank, int64_t t, int64_t q) {
+  const auto power = [](double base, int64_t exponent) {
+    return std::pow(base, static_cast<double>(exponent));
+  };
+  const auto size = static_cast<double>(t * q), columns = static_cast<double>(rank);
+  const double arrays = 6 * power(size, order);
+  // Products of about half of the factors on either side, and the target contracted with those behind one.
+  const double halves = 2 * power(size, (order + 1) / 2) * columns;
+  const double contracted = order > 2 ? power(size, order - 1) * columns : 0;
+  const double grams = static_cast<double>((order - 1) * t) * columns * columns;
+  const double normal = 4 * std::max(columns * columns, static_cast<double>(kNormalNumbers));
+  return static_cast<int64_t>(std::min(8 * (arrays + halves + contracted + grams + normal), 0x1p62));
 }
 
 Word2KetXsFit fit_word2ketxs(const at::Tensor& table, const Word2KetXsOptions& options,

@@ -5,7 +5,6 @@
 #include <mutex>
 
 #include "lcomp/core/error.h"
-#include "lcomp/core/product_weight.h"
 #include "model/factor_steps.h"
 #include "model/kernels.h"
 #include "model/rotary.h"
@@ -31,36 +30,70 @@ float* work_buffer(SampleState& state, int64_t rows, int64_t cols) {
 
 /// How one operator is run: by steps, or, without any, by `Weight::apply`.
 struct OperatorKernel {
-  OperatorKernel(const Weight& weight, linalg::Precision precision) : steps(factor_steps(weight)) {
-    for (const FactorStep& step : steps) matrices.emplace_back(std::vector{step.matrix->dense()}, precision);
-  }
-
-  /// y [tokens, out] = x W^T. `first` is what the first step gives, where another operator of the group has
-  /// made it, or is left with it.
-  at::Tensor run(const Weight& weight, const at::Tensor& x, linalg::Scratch& scratch,
-                 at::Tensor& first) const {
-    if (steps.empty()) return weight.apply(x);
-    at::Tensor y = x;
-    for (size_t i = 0; i < steps.size(); ++i) {
-      at::Tensor product = i == 0 ? first : at::Tensor();
-      if (!product.defined()) {
-        product = at::empty({x.size(0), matrices[i].out_features()}, at::kFloat);
-        matrices[i].multiply(y.data_ptr<float>(), x.size(0), product.data_ptr<float>(), false, scratch);
-      }
-      if (i == 0) first = product;
-      y = steps[i].output(y, product);
+  OperatorKernel(const Weight& weight, linalg::Precision precision, const std::vector<OperatorKernel>& others)
+      : steps(factor_steps(weight, precision)) {
+    for (const FactorStep& step : steps) {
+      matrices.emplace_back();
+      if (step.is_applied) continue;
+      const at::Tensor matrix = step.matrix->dense();
+      if (&step == &steps.front() && share_first(matrix, others)) continue;
+      matrices.back() = std::make_shared<linalg::PackedMatrix>(std::vector{matrix}, precision);
+      if (&step == &steps.front()) first_matrix = matrix;
     }
-    return y;
   }
 
-  /// The name under which the factor of the first step is stored.
-  std::string first_factor(const std::string& op) const {
-    if (!steps.empty() && !steps[0].owner.empty()) return steps[0].owner;
-    return ProductWeight::factor_name(op, steps.empty() ? 0 : steps.size() - 1);
+  /// y = x W^T. `first_products`: what the first steps of the operators of the group gave, so far.
+  void run(const Weight& weight, const at::Tensor& x, const OutputRows& y, linalg::Scratch& scratch,
+           std::vector<at::Tensor>& first_products) const {
+    if (steps.empty()) {
+      FactorStep().put(x, weight.apply(x), y);
+      first_products.emplace_back();
+      return;
+    }
+    const auto multiply = [&](size_t i, const at::Tensor& input) {
+      if (steps[i].is_applied) return steps[i].matrix->apply(input);
+      at::Tensor product = at::empty({x.size(0), matrices[i]->out_features()}, at::kFloat);
+      matrices[i]->multiply(input.data_ptr<float>(), x.size(0), product.data_ptr<float>(), false, scratch);
+      return product;
+    };
+    first_products.push_back(like ? first_products.at(*like) : at::Tensor());
+    at::Tensor input = x;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      const FactorStep& step = steps[i];
+      const bool is_last = i + 1 == steps.size();
+      const bool is_plain = !step.is_pivoted() && !step.is_applied && y.stride == step.out_features();
+      if (is_last && is_plain) {
+        matrices[i]->multiply(input.data_ptr<float>(), x.size(0), y.data, y.accumulate, scratch);
+        return;
+      }
+      at::Tensor product = i == 0 ? first_products.back() : at::Tensor();
+      if (!product.defined()) product = multiply(i, input);
+      if (i == 0) first_products.back() = product;
+      if (is_last) {
+        step.put(input, product, y);
+      } else {
+        input = step.output(input, product);
+      }
+    }
   }
 
   std::vector<FactorStep> steps;
-  std::vector<linalg::PackedMatrix> matrices;
+  std::vector<std::shared_ptr<linalg::PackedMatrix>> matrices;  // null for steps that are applied
+  at::Tensor first_matrix;
+  std::optional<size_t> like;  // the operator of the group before it whose first product is that of this one
+
+ private:
+  /// Whether another operator multiplies by this matrix first. Names in files are no proof of it.
+  bool share_first(const at::Tensor& matrix, const std::vector<OperatorKernel>& others) {
+    if (!steps.front().is_shared) return false;
+    for (size_t other = 0; other < others.size(); ++other) {
+      if (!others[other].first_matrix.defined() || !others[other].first_matrix.equal(matrix)) continue;
+      like = other;
+      matrices.back() = others[other].matrices.front();
+      return true;
+    }
+    return false;
+  }
 };
 
 }  // namespace
@@ -200,8 +233,11 @@ void Block::prepare(size_t group, linalg::Precision precision) {
   if (kernels_->packed.at(group) || !kernels_->apart[group].empty()) return;
   const auto& members = groups_[group].operators;
   if (std::any_of(members.begin(), members.end(),
-                  [&](size_t op) { return runs_by_itself(*ops_[op].weight); })) {
-    for (const size_t op : members) kernels_->apart[group].emplace_back(*ops_[op].weight, precision);
+                  [&](size_t op) { return runs_by_itself(*ops_[op].weight, precision); })) {
+    std::vector<OperatorKernel>& kernels = kernels_->apart[group];
+    kernels.reserve(members.size());
+    for (const size_t op : members) kernels.emplace_back(*ops_[op].weight, precision, kernels);
+    for (OperatorKernel& kernel : kernels) kernel.first_matrix.reset();
     return;
   }
   std::vector<at::Tensor> weights;
@@ -289,18 +325,13 @@ void Block::forward(SampleState& state, linalg::Scratch& scratch, const Tap& tap
 /// sample at once, because the range of a rounded input may be that of all of them.
 void Block::multiply_apart(size_t group, const at::Tensor& x, float* y, linalg::Scratch& scratch) const {
   const auto& members = groups_[group].operators;
-  const int64_t tokens = x.size(0);
   int64_t width = 0;
   for (const size_t op : members) width += ops_[op].info.out_features;
-  std::map<std::string, at::Tensor> first_products;  // by the name of the factor
+  std::vector<at::Tensor> first_products;
   for (size_t i = 0; i < members.size(); ++i) {
     const LinearOp& op = ops_[members[i]];
-    const int64_t out = op.info.out_features;
-    const OperatorKernel& kernel = kernels_->apart[group][i];
-    at::Tensor& first = first_products[kernel.first_factor(op.info.name)];
-    const at::Tensor part = kernel.run(*op.weight, x, scratch, first);
-    for (int64_t t = 0; t < tokens; ++t) std::copy_n(part.data_ptr<float>() + t * out, out, y + t * width);
-    y += out;
+    kernels_->apart[group][i].run(*op.weight, x, {y, width, false}, scratch, first_products);
+    y += op.info.out_features;
   }
 }
 
@@ -371,9 +402,9 @@ void Block::add_projection(size_t group, SampleState& state, linalg::Scratch& sc
   if (const linalg::PackedMatrix* packed = kernels_->packed[group].get()) {
     packed->multiply(state.work.data_ptr<float>(), tokens, hidden, true, scratch);
   } else {
-    at::Tensor first;
-    const at::Tensor y = kernels_->apart[group][0].run(*op.weight, state.work, scratch, first);
-    kernels::add(y.data_ptr<float>(), y.numel(), hidden);
+    std::vector<at::Tensor> first_products;
+    kernels_->apart[group][0].run(*op.weight, state.work, {hidden, op.info.out_features, true}, scratch,
+                                  first_products);
   }
   if (op.bias.defined()) kernels::add_bias(op.bias.data_ptr<float>(), tokens, op.info.out_features, hidden);
 }

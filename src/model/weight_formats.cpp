@@ -20,6 +20,7 @@
 #include "lcomp/quant/quantized_input_weight.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "lcomp/sparse/sparse_weight.h"
+#include "lowrank/stored_parts.h"
 
 namespace lcomp::model {
 namespace {
@@ -277,9 +278,14 @@ StorageGroup composed_group(const char* format, const std::vector<WeightPtr>& pa
 }
 
 WeightPtr load_part(const StoredOperator& part, const StorageGroup& group) {
-  const WeightFormat* format = find_weight_format(group.format);
-  if (format == nullptr) return std::make_shared<DenseWeight>(part.read(".weight"));
-  return format->load(part, group);
+  if (const WeightFormat* format = find_weight_format(group.format)) return format->load(part, group);
+  const at::Tensor matrix = part.read(".weight");
+  if (matrix.dim() != 2 || matrix.numel() == 0 || !matrix.is_floating_point()) {
+    throw CorruptFile(part.tensor(".weight"),
+                      fmt::format("must be a floating-point matrix that is not empty; it is {}",
+                                  lowrank::part_text(matrix)));
+  }
+  return std::make_shared<DenseWeight>(matrix);
 }
 
 /// What several stored weights make; `count` is the tensor with their number, `name_of` where each is stored.
@@ -350,7 +356,8 @@ WeightPtr load_shared(const StoredOperator& op, const StorageGroup& group) {
                     static_cast<size_t>(text.numel()));
   if (owner.empty()) throw CorruptFile(op.tensor(".weight_shared_with"), "must name a weight; it is empty");
   WeightPtr weight = load_part(op.part(owner), group.parts.at(0));
-  return std::make_shared<SharedWeight>(std::move(owner), std::move(weight));
+  const SharedBy by = op.is_in_block_of(owner) ? SharedBy::kInput : SharedBy::kModel;
+  return std::make_shared<SharedWeight>(std::move(owner), std::move(weight), by);
 }
 
 template <class Kind>
@@ -450,6 +457,14 @@ constexpr std::array kFormats = {
 };
 
 }  // namespace
+
+bool StoredOperator::is_in_block_of(const std::string& other) const {
+  for (int64_t block = 0; block < model_.size(); ++block) {
+    const std::string prefix = model_.architecture().block_prefix(block);
+    if (op_.name.starts_with(prefix)) return other.starts_with(prefix);
+  }
+  return false;
+}
 
 bool WeightFormat::is_stored(const io::Checkpoint& checkpoint, const std::string& op) const {
   const std::string tensor = op + std::string(marker);

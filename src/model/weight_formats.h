@@ -26,6 +26,8 @@ class StoredOperator {
   }
 
   const OperatorInfo& info() const { return op_; }
+  /// Whether a weight of that name belongs to the same block.
+  bool is_in_block_of(const std::string& other) const;
   std::string tensor(std::string_view suffix) const { return op_.name + std::string(suffix); }
   bool contains(std::string_view suffix) const { return model_.checkpoint().contains(tensor(suffix)); }
 

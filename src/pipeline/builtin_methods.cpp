@@ -31,6 +31,7 @@ MethodTable builtin_methods() {
   table.add(oats_method());
   table.add(tensor_train_method());
   table.add(tucker_heads_method());
+  table.add(tucker_layers_method());
   return table;
 }
 

@@ -17,31 +17,36 @@ namespace {
 using lowrank::EmbeddingMethod;
 
 /// The tokens of a vocabulary by number; names of its own for numbers that no token has.
-std::vector<std::string> token_texts(const io::Tokenizer& tokenizer, int64_t vocabulary) {
+struct TokenTexts {
   std::vector<std::string> texts;
+  std::vector<int64_t> specials;
+};
+
+TokenTexts token_texts(const io::Tokenizer& tokenizer, int64_t vocabulary) {
+  TokenTexts tokens;
   for (int64_t id = 0; id < vocabulary; ++id) {
     try {
-      texts.push_back(tokenizer.id_to_token(id));
+      tokens.texts.push_back(tokenizer.id_to_token(id));
+      if (tokenizer.decode({id}, true).empty() && !tokenizer.decode({id}).empty())
+        tokens.specials.push_back(id);
     } catch (const InvalidArgument&) {
-      texts.push_back(fmt::format("[unused-{}]", id));
+      tokens.texts.push_back(fmt::format("[unused-{}]", id));
     }
   }
-  return texts;
+  return tokens;
 }
 
 lowrank::MorphemeIndex morphemes_of(const io::Tokenizer& tokenizer, int64_t vocabulary,
                                     const lowrank::EmbeddingOptions& options) {
   lowrank::SegmenterPtr words;
-  std::vector<std::string> known;
   if (options.segments.empty()) {
     words = std::make_shared<lowrank::AffixSegmenter>();
   } else {
-    io::Segmentations read = io::read_segmentations(options.segments);
-    known = std::move(read.morphemes);
-    words = std::make_shared<lowrank::TableSegmenter>(std::move(read.words));
+    words = std::make_shared<lowrank::TableSegmenter>(io::read_segmentations(options.segments).words);
   }
   const lowrank::MarkerSegmenter segmenter(words);
-  return lowrank::morpheme_index(token_texts(tokenizer, vocabulary), segmenter, options.settled_order());
+  const TokenTexts tokens = token_texts(tokenizer, vocabulary);
+  return lowrank::morpheme_index(tokens.texts, segmenter, options.settled_order(), tokens.specials);
 }
 
 }  // namespace

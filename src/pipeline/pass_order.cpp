@@ -1,5 +1,6 @@
 #include "pipeline/pass_order.h"
 
+#include <ATen/ATen.h>
 #include <fmt/format.h>
 
 #include <optional>
@@ -38,6 +39,27 @@ bool has_survey(const MethodInfo& method, const PassOptions& entry, const model:
   }
 }
 
+/// Operators of the model that read a factor which is stored with another one: by position, and whose it is.
+std::vector<std::pair<size_t, size_t>> shared_factors(const model::Model& model,
+                                                      const std::vector<std::string>& operators) {
+  const auto operator_of = [&](const std::string& tensor) -> std::optional<size_t> {
+    for (size_t i = 0; i < operators.size(); ++i) {
+      if (tensor.starts_with(operators[i] + ".")) return i;
+    }
+    return {};
+  };
+  std::vector<std::pair<size_t, size_t>> shared;
+  for (const std::string& name : model.checkpoint().names()) {
+    if (!name.ends_with(".weight_shared_with")) continue;
+    const at::Tensor text = model.checkpoint().read_codes(name);
+    const auto sharer = operator_of(name);
+    const auto owner = operator_of(
+        {reinterpret_cast<const char*>(text.data_ptr<uint8_t>()), static_cast<size_t>(text.numel())});
+    if (sharer && owner && *sharer != *owner) shared.emplace_back(*sharer, *owner);
+  }
+  return shared;
+}
+
 /// Walks through the passes and remembers what they did to each operator.
 class OrderCheck {
  public:
@@ -66,7 +88,8 @@ class OrderCheck {
       if (!settings[i]) continue;
       refuse_quantized(i, "");
       const Effect effect = effect_of(*method_, *settings[i]);
-      if (effect.reads_gradients) refuse_transformed(i);
+      if (effect.reads_gradients) refuse_transformed(i, "gradients are");
+      if (effect.reads_all_weights) refuse_transformed(i, "common bases are");
       if (!effect.keeps_zeros || effect.deletes_in_steps > 0) refuse_pruned(i);
       if (!effect.keeps_zeros) refuse_stored_sparse(i);
       if (effect.deletes_in_steps > 0 || effect.reads_gradients || surveys) refuse_narrowed(i);
@@ -89,6 +112,17 @@ class OrderCheck {
     }
   }
 
+  /// After the last pass. `changed`: by any of them.
+  void refuse_orphans(const std::vector<bool>& changed) {
+    for (const auto& [sharer, owner] : shared_factors(model_, names_)) {
+      if (!changed[owner] || changed[sharer]) continue;
+      complain(
+          fmt::format("{} is stored with a factor that {} shares in this model; both must be changed, or "
+                      "neither",
+                      kind_of(names_[owner]), kind_of(names_[sharer])));
+    }
+  }
+
   const Problems& problems() const { return problems_; }
 
  private:
@@ -104,12 +138,12 @@ class OrderCheck {
                          job_.passes[*quantized_by_[op]].method, *quantized_by_[op], reason));
   }
 
-  void refuse_transformed(size_t op) {
+  void refuse_transformed(size_t op, const char* what) {
     if (!transformed_by_[op]) return;
-    complain(
-        fmt::format("gradients are taken before any pass, by the weights of the model as it is; {} is "
-                    "transformed by \"{}\" (/passes/{}) before",
-                    kind_of(names_[op]), job_.passes[*transformed_by_[op]].method, *transformed_by_[op]));
+    complain(fmt::format(
+        "{} taken before any pass, by the weights of the model as it is; {} is transformed by "
+        "\"{}\" (/passes/{}) before",
+        what, kind_of(names_[op]), job_.passes[*transformed_by_[op]].method, *transformed_by_[op]));
   }
 
   void refuse_pruned(size_t op) {
@@ -189,7 +223,12 @@ class OrderCheck {
 void check_pass_order(const Job& job, const MethodTable& methods, const model::Model& model,
                       const std::vector<OperatorSettings>& settings) {
   OrderCheck check(job, methods, model);
-  for (size_t p = 0; p < job.passes.size(); ++p) check.add_pass(p, settings[p]);
+  std::vector<bool> changed(job.passes.empty() ? 0 : settings[0].size());
+  for (size_t p = 0; p < job.passes.size(); ++p) {
+    check.add_pass(p, settings[p]);
+    for (size_t i = 0; i < changed.size(); ++i) changed[i] = changed[i] || settings[p][i] != nullptr;
+  }
+  if (!job.passes.empty()) check.refuse_orphans(changed);
   throw_problems("job", check.problems());
 }
 

@@ -211,6 +211,7 @@ calib::Needs plan_surveys(const Job& job, const MethodTable& methods, const mode
       check_text(job, method.name, survey->needs());
       survey->check(plan.operators, plan.settings[p]);
       survey->check_samples(job.calibration.samples);
+      plan.survey_bytes += survey->planned_sums(plan.operators, plan.settings[p]);
     } catch (const InvalidArgument& misfit) {
       throw ConfigError(fmt::format("job: /passes/{}", p), misfit.what());
     }
@@ -347,9 +348,6 @@ uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan&
                   models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
 }
 
-/// A table in float64, its copies by digits, products of factors.
-constexpr double kBytesOfEmbeddingFit = 48;
-
 /// Bytes that are saved; throws ConfigError where the table cannot be compressed.
 uint64_t check_embedding(const lowrank::EmbeddingOptions& options, const model::Model& model) {
   if (model.compressed_embedding())
@@ -396,6 +394,7 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   } else {
     m.solver = to_bytes(s.largest_operator * 28.0);
   }
+  m.statistics += plan.survey_bytes;
   if (plan.factors_matrices) {
     // Float64: the moment, its root or its inverse, what corrects targets; targets, their products, factors.
     m.solver = std::max(m.solver, to_bytes(s.largest_moment * 56.0 + s.largest_operator * 100.0));
@@ -417,10 +416,10 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   }
   m.embedding =
       to_bytes(static_cast<double>(a.vocab_size) * hidden * stored * (a.tied_embeddings ? 1.0 : 2.0));
-  // A table in float64, and what the fit makes of it.
-  if (job.embedding)
-    m.solver =
-        std::max(m.solver, to_bytes(static_cast<double>(a.vocab_size) * hidden * kBytesOfEmbeddingFit));
+  if (job.embedding) {
+    const int64_t fit = lowrank::embedding_fit_bytes(*job.embedding, a.vocab_size, a.hidden_size);
+    m.solver = std::max(m.solver, static_cast<uint64_t>(fit));
+  }
   return m;
 }
 
@@ -478,7 +477,7 @@ void place_activations(const Job& job, const model::Model& model, Plan& plan) {
 
 uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& plan) {
   // The parts and the shards made of them exist at the same time for a while.
-  uint64_t bytes = 2 * plan.bytes_after;
+  uint64_t bytes = 2 * (plan.bytes_after + plan.survey_bytes);
   if (plan.needs_gradients) bytes += gradient_disk(job, model.architecture(), plan.gradient_matrices);
   if (plan.needs_samples) {
     const std::vector<int64_t> lengths = {job.calibration.samples * job.calibration.length};

@@ -124,6 +124,8 @@ std::string Run::job_key() const {
   for (const std::string& file : files_) hasher.add(io::hash_of_file(file));
   if (job_.embedding && !job_.embedding->segments.empty())
     hasher.add(io::hash_of_file(job_.embedding->segments));
+  if (job_.embedding && job_.embedding->method == lowrank::EmbeddingMethod::kMorphTe)
+    hasher.add(io::hash_of_file(std::filesystem::path(job_.model) / "tokenizer.json"));
   if (report_.calibration) hasher.add(report_.calibration->text_hash + report_.calibration->tokenizer_hash);
   return hasher.hex();
 }

@@ -62,6 +62,7 @@ struct Observed {
 struct SurveyRecord {
   std::map<size_t, SurveyNumbers> numbers;  ///< by the entry of the job's list
   std::string samples_hash;                 ///< of the samples behind the block
+  std::string sums_hash;                    ///< of the file with the surveys' sums; empty without any
 
   std::string to_json() const;
   static SurveyRecord from_json(const std::string& text);
@@ -108,7 +109,12 @@ class Run {
 
   // survey.cpp
   std::filesystem::path survey_file(int64_t block) const;
-  bool restore_survey(int64_t block, const std::string& hash);
+  std::filesystem::path sums_file(int64_t block) const;
+  bool restore_survey(int64_t block, const SurveyRecord& record);
+  std::string save_sums(int64_t block);
+  bool restore_sums(int64_t block, const std::string& hash);
+  void resume_survey(std::vector<SurveyRecord>& records);
+  void drop_samples();
   calib::Needs survey_needs() const;
   SurveyRecord survey_block(int64_t index);
   void apply_decision(size_t entry, const Survey& survey, const SurveyNumbers& numbers);

@@ -6,6 +6,8 @@
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "lcomp/io/hash.h"
+#include "lcomp/io/safetensors.h"
+#include "lcomp/io/safetensors_writer.h"
 #include "pipeline/run.h"
 
 /// The survey sweep of a run: the dense model is streamed once before the block loop, and passes that decide
@@ -24,6 +26,7 @@ std::string survey_step(int64_t block) {
 std::string SurveyRecord::to_json() const {
   io::Json json;
   json["samples_hash"] = samples_hash;
+  json["sums_hash"] = sums_hash;
   json["numbers"] = io::Json::object();
   for (const auto& [entry, of_entry] : numbers) json["numbers"][std::to_string(entry)] = of_entry;
   return json.dump();
@@ -33,6 +36,7 @@ SurveyRecord SurveyRecord::from_json(const std::string& text) {
   const io::Json json = io::parse_json(text, kSurveyRecord);
   SurveyRecord record;
   record.samples_hash = json.at("samples_hash").get<std::string>();
+  record.sums_hash = json.at("sums_hash").get<std::string>();
   for (const auto& [entry, of_entry] : json.at("numbers").items())
     record.numbers[std::stoul(entry)] = of_entry.get<SurveyNumbers>();
   return record;
@@ -42,23 +46,84 @@ std::filesystem::path Run::survey_file(int64_t block) const {
   return work_->path() / fmt::format("survey-samples-{:04}.bin", block);
 }
 
-/// Brings back the samples behind a surveyed block. When that fails, they stand at the first block.
-bool Run::restore_survey(int64_t block, const std::string& hash) {
-  start_samples();
+std::filesystem::path Run::sums_file(int64_t block) const {
+  return work_->path() / fmt::format("survey-sums-{:04}.safetensors", block);
+}
+
+void Run::drop_samples() {
+  samples_.runner.reset();
+  samples_.work.reset();
+  samples_.hidden.reset();
+}
+
+/// Brings back the samples behind a surveyed block, unless it is the last, and what the surveys have added
+/// up.
+bool Run::restore_survey(int64_t block, const SurveyRecord& record) {
+  const bool goes_on = survey_needs().any() && block + 1 < model_.size();
+  if (goes_on) start_samples();
   try {
-    if (samples_.hidden->read_from(survey_file(block), model_.architecture().hidden_size) == hash)
-      return true;
+    const bool same_samples =
+        !goes_on || samples_.hidden->read_from(survey_file(block), model_.architecture().hidden_size) ==
+                        record.samples_hash;
+    if (same_samples && restore_sums(block, record.sums_hash)) return true;
   } catch (const Error&) {  // gone or cut short: as good as damaged
   }
-  observer_.note("the saved activations are gone or damaged: surveying from the first block");
-  start_samples();
+  observer_.note("what the survey had saved is gone or damaged: surveying from the first block");
+  drop_samples();
   return false;
+}
+
+namespace {
+
+/// Of a survey's sums among those of the others.
+std::string sums_prefix(size_t entry) {
+  return std::to_string(entry) + "/";
+}
+
+}  // namespace
+
+/// The hash of the file, or nothing where no survey adds anything up.
+std::string Run::save_sums(int64_t block) {
+  io::NamedTensors all;
+  for (const auto& [entry, survey] : surveys_) {
+    for (const auto& [name, tensor] : survey->sums()) all.emplace_back(sums_prefix(entry) + name, tensor);
+  }
+  return all.empty() ? "" : io::write_safetensors(sums_file(block), all).hash;
+}
+
+bool Run::restore_sums(int64_t block, const std::string& hash) {
+  if (hash.empty()) return true;
+  if (io::hash_of_file(sums_file(block)) != hash) return false;
+  const io::SafetensorsFile file(sums_file(block));
+  for (const auto& [entry, survey] : surveys_) {
+    const std::string prefix = sums_prefix(entry);
+    io::NamedTensors own;
+    for (const io::TensorInfo& info : file.tensors()) {
+      if (info.name.starts_with(prefix))
+        own.emplace_back(info.name.substr(prefix.size()), file.read(info.name));
+    }
+    survey->set_sums(own);
+  }
+  return true;
 }
 
 calib::Needs Run::survey_needs() const {
   calib::Needs needs;
   for (const auto& [entry, survey] : surveys_) needs = needs | survey->needs();
   return needs;
+}
+
+/// Gradients and samples for the blocks behind those that `records` knows; where what they need is damaged,
+/// nothing is known, and all starts at the first block.
+void Run::resume_survey(std::vector<SurveyRecord>& records) {
+  const auto done = static_cast<int64_t>(records.size());
+  const calib::Needs needs = survey_needs();
+  if (done < model_.size() && needs.gradients()) make_gradients(done);
+  if (done > 0 && !restore_survey(done - 1, records.back())) {
+    records.clear();
+    if (needs.gradients()) make_gradients(0);
+  }
+  if (records.empty() && needs.any()) start_samples();
 }
 
 void Run::survey() {
@@ -72,29 +137,23 @@ void Run::survey() {
     if (found && static_cast<int64_t>(records.size()) == i)
       records.push_back(SurveyRecord::from_json(found->note));
   }
+  resume_survey(records);
   const auto done = static_cast<int64_t>(records.size());
   if (done < model_.size()) {
-    if (survey_needs().gradients()) make_gradients(done);
-    if (survey_needs().any()) {
-      if (done == 0) {
-        start_samples();
-      } else if (!restore_survey(done - 1, records.back().samples_hash)) {
-        records.clear();
-      }
-    }
-    for (auto i = static_cast<int64_t>(records.size()); i < model_.size(); ++i) {
+    for (int64_t i = done; i < model_.size(); ++i) {
       check_cancelled();
       step("survey", i, model_.size(), fmt::format("block {} of {}", i + 1, model_.size()));
       records.push_back(survey_block(i));
       work_->journal().commit(
           {survey_step(i), keys[static_cast<size_t>(i) + 1], {}, records.back().to_json()});
-      if (i > 0) std::filesystem::remove(survey_file(i - 1));
+      if (i > 0) {
+        std::filesystem::remove(survey_file(i - 1));
+        std::filesystem::remove(sums_file(i - 1));
+      }
       malloc_trim(0);
     }
     step("survey", model_.size(), model_.size());
-    samples_.runner.reset();
-    samples_.work.reset();
-    samples_.hidden.reset();
+    drop_samples();
   }
   // What becomes of any block depends now on all of them.
   last_key_ = keys.back();
@@ -102,6 +161,7 @@ void Run::survey() {
     SurveyNumbers numbers;
     for (SurveyRecord& record : records) numbers.merge(record.numbers[entry]);
     apply_decision(entry, *survey, numbers);
+    survey->set_sums({});
   }
 }
 
@@ -131,6 +191,7 @@ SurveyRecord Run::survey_block(int64_t index) {
     samples_.runner->finish(block);
     record.samples_hash = samples_.hidden->write_to(survey_file(index), model_.architecture().hidden_size);
   }
+  record.sums_hash = save_sums(index);
   return record;
 }
 

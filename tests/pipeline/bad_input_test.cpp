@@ -5,6 +5,7 @@
 #include "lcomp/io/safetensors.h"
 #include "lcomp/io/safetensors_writer.h"
 #include "lcomp/linalg/gemm.h"
+#include "pipeline/edit_model.h"
 #include "pipeline/job_runs.h"
 
 namespace fs = std::filesystem;
@@ -52,16 +53,6 @@ void edit_config(const fs::path& model, const std::function<void(Json&)>& edit) 
   Json config = test::read_json(model / "config.json");
   edit(config);
   test::write_text(model / "config.json", config.dump());
-}
-
-void edit_tensors(const fs::path& model, const std::function<void(io::NamedTensors&)>& edit) {
-  io::NamedTensors tensors;
-  {
-    const io::SafetensorsFile file(model / "model.safetensors");
-    for (const auto& info : file.tensors()) tensors.emplace_back(info.name, file.read(info.name).clone());
-  }
-  edit(tensors);
-  io::write_safetensors(model / "model.safetensors", tensors);
 }
 
 const std::string kDown = "model.layers.2.mlp.down_proj.weight";
@@ -127,7 +118,7 @@ TEST_CASE("a missing shard is named", "[pipeline][bad]") {
 TEST_CASE("a missing tensor and a wrong shape are named before anything is made", "[pipeline][bad]") {
   {
     const Damaged input([](const fs::path& model) {
-      edit_tensors(model, [](io::NamedTensors& tensors) {
+      test::edit_tensors(model, [](io::NamedTensors& tensors) {
         std::erase_if(tensors, [](const auto& entry) { return entry.first == kDown; });
       });
     });
@@ -160,8 +151,8 @@ TEST_CASE("NaN and infinite weights are named with their place, and a repaired m
       CAPTURE(name, method);
       const Damaged input(
           [&](const fs::path& model) {
-            edit_tensors(model,
-                         [&](auto& tensors) { poison(tensors, name, method[0] == 'r' ? NAN : INFINITY); });
+            test::edit_tensors(
+                model, [&](auto& tensors) { poison(tensors, name, method[0] == 'r' ? NAN : INFINITY); });
           },
           method);
       const auto failure = failure_of(input.job);
@@ -333,7 +324,7 @@ TEST_CASE("settings of GPTQ that exclude each other are refused by the plan, at 
 
 TEST_CASE("a model with NaN in its embedding is refused", "[pipeline][bad]") {
   Damaged damaged([](const fs::path& model) {
-    edit_tensors(model, [](io::NamedTensors& tensors) {
+    test::edit_tensors(model, [](io::NamedTensors& tensors) {
       for (auto& [name, tensor] : tensors) {
         if (name == "model.embed_tokens.weight") tensor.fill_(NAN);
       }

@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 
 #include <map>
+#include <set>
 
 #include "lcomp/core/error.h"
 #include "lcomp/core/product_weight.h"
@@ -15,6 +16,7 @@
 #include "lcomp/pipeline/planner.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "pipeline/child_runs.h"
+#include "pipeline/edit_model.h"
 #include "support/error_text.h"
 
 namespace fs = std::filesystem;
@@ -237,6 +239,123 @@ TEST_CASE("heads in common bases: exact at full ranks, smaller below, and read b
   REQUIRE(pipeline::verify(dir / "out", silent).passed);
 }
 
+TEST_CASE("heads: without the queries, the operators that are given have bases of their own",
+          "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  for (const char* kind : {"self_attn.k_proj", "self_attn.o_proj"}) {
+    const auto report =
+        test::run(factor_job(dir / kind, "tucker_heads", {{"targets", {kind}}, {"hidden_share", 0.5}}));
+    REQUIRE(report.operators.size() == 4);
+    for (const auto& row : report.operators) REQUIRE(row.activation_error.value() < 1);
+    for (const auto& [name, weight] : read_back(dir / kind))
+      REQUIRE((dynamic_cast<const ProductWeight*>(weight.get()) != nullptr) == name.ends_with(kind));
+  }
+}
+
+TEST_CASE("all layers in common bases: sizes as asked, shared, counted and read back",
+          "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  Json job = factor_job(dir / "out", "tucker_layers", {{"removed", 0.3}});
+  job["write"] = {{"shard_size", "1 MB"}};
+  const auto report = test::run(job);
+  REQUIRE_THAT(report.passes[0].summary, Catch::StartsWith("cores of "));
+  int64_t numbers = 0, all = 0;
+  for (const auto& row : report.operators) {
+    numbers += row.parameters.value();
+    all += row.out_features * row.in_features;
+    REQUIRE(row.activation_error.value() < 1);
+  }
+  REQUIRE(static_cast<double>(numbers) <= 0.7 * static_cast<double>(all));
+  REQUIRE(static_cast<double>(numbers) > 0.68 * static_cast<double>(all));
+  const auto weights = read_back(dir / "out");
+  const auto& deep = dynamic_cast<const ProductWeight&>(*weights.at("model.layers.3.mlp.up_proj"));
+  const auto& first = dynamic_cast<const ProductWeight&>(*weights.at("model.layers.0.mlp.up_proj"));
+  for (const size_t basis : {0, 2}) {
+    const auto& shared = dynamic_cast<const SharedWeight&>(*deep.factors()[basis]);
+    REQUIRE(shared.owner() == ProductWeight::factor_name("model.layers.0.mlp.up_proj", basis));
+    REQUIRE(shared.dense().equal(first.factors()[basis]->dense()));
+  }
+  // Every layer multiplies by the bases, whoever stores them.
+  REQUIRE(deep.macs_per_token() == first.macs_per_token());
+  REQUIRE(deep.parameters() < first.parameters());
+  Observer silent;
+  REQUIRE(pipeline::verify(dir / "out", silent).passed);
+  const auto heavier = test::run(factor_job(dir / "more", "tucker_layers", {{"removed", 0.6}}));
+  REQUIRE(total_loss(heavier) > total_loss(report));
+}
+
+TEST_CASE("an operator that stores a factor of others is not changed without them", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  test::run(factor_job(dir / "layers", "tucker_layers"));
+  Json job = test::job_with(dir / "out", Json::array({test::pass("rtn", {{"targets", {"layers.0.mlp.*"}}})}));
+  job["model"] = (dir / "layers").string();
+  CHECK_THAT(
+      test::error_text([&] { test::run(job); }),
+      Catch::Contains("up_proj is stored with a factor that up_proj shares in this model; both must be "
+                      "changed, or neither"));
+  job["passes"][0]["targets"] = {"mlp.*"};
+  test::run(job);
+  // The operators that were left alone are what they were.
+  const auto before = read_back(dir / "layers"), after = read_back(dir / "out");
+  for (const auto& [name, weight] : after) {
+    const bool kept = name.find("self_attn") != std::string::npos;
+    REQUIRE(weight->dense().equal(before.at(name)->dense()) == kept);
+  }
+}
+
+TEST_CASE("oats by a pattern: its mask, and the rank that follows from it", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  const Json more = {{"pattern", "2:4"}, {"iterations", 3}, {"rank_share", 0.2}, {"form", "pair"}};
+  test::run(factor_job(dir / "out", "oats", more));
+  for (const auto& [name, weight] : read_back(dir / "out")) {
+    const auto& sum = dynamic_cast<const SumWeight&>(*weight);
+    const at::Tensor sparse = sum.parts()[0]->dense();
+    const at::Tensor kept = (sparse != 0).reshape({sparse.size(0), -1, 4}).sum(2);
+    REQUIRE(kept.max().item<int64_t>() <= 2);
+    const int64_t out = sparse.size(0), in = sparse.size(1);
+    // Half of the numbers are 80 % of what is kept.
+    const int64_t rank = static_cast<int64_t>(0.125 * static_cast<double>(out * in)) / (out + in);
+    REQUIRE(dynamic_cast<const ProductWeight&>(*sum.parts()[1]).factors()[1]->out_features() == rank);
+  }
+}
+
+TEST_CASE("ranks that cannot be reached are the least there are", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  const auto ranks = [&](const Json& more) {
+    std::set<int64_t> found;
+    const std::string name = "out" + std::to_string(std::hash<std::string>{}(more.dump()));
+    test::run(factor_job(dir / name, "svd", more));
+    for (const auto& [op, weight] : read_back(dir / name)) {
+      if (const auto* product = dynamic_cast<const ProductWeight*>(weight.get()))
+        found.insert(product->factors()[1]->out_features());
+    }
+    return found;
+  };
+  CHECK(ranks({{"removed", 1}, {"form", "pair"}}) == std::set<int64_t>{1});
+  CHECK(ranks({{"rank", 30}, {"rank_multiple", 8}, {"form", "pair"}}) == std::set<int64_t>{24});
+  CHECK(ranks({{"removed", 0.9}, {"rank_multiple", 16}, {"form", "pair"}}) == std::set<int64_t>{16});
+}
+
+TEST_CASE("tensor trains of operators with inputs that are always 0 lose no more for it",
+          "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  const fs::path model = test::copy_of_model(dir);
+  test::edit_tensors(model, [](io::NamedTensors& tensors) {
+    for (auto& [name, tensor] : tensors) {
+      if (name == "model.layers.0.input_layernorm.weight") tensor.narrow(0, 0, 8).zero_();
+    }
+  });
+  Json job = factor_job(dir / "out", "tensor_train", {{"targets", {"layers.0.self_attn.*_proj"}}});
+  const auto usual =
+      test::run(factor_job(dir / "usual", "tensor_train", {{"targets", {"layers.0.self_attn.*_proj"}}}));
+  job["model"] = model.string();
+  const auto report = test::run(job);
+  for (size_t i = 0; i < report.operators.size(); ++i) {
+    CAPTURE(report.operators[i].name);
+    REQUIRE(report.operators[i].weight_error.value() < 3 * usual.operators[i].weight_error.value());
+  }
+}
+
 TEST_CASE("an embedding is compressed with its tied head, calibrated on, verified, exported and continued",
           "[pipeline][lowrank][embedding]") {
   const test::TempDir dir;
@@ -317,8 +436,11 @@ TEST_CASE("factored jobs give the same bytes with two threads, and when they are
   const test::TempDir dir;
   for (const auto& entry :
        {factor("svd_llm", {{"allocation", "budget"}}), factor("fwsvd"), factor("pca"), factor("tensor_train"),
-        factor("oats", {{"iterations", 5}}), factor("lqer", {{"group_size", 64}, {"solver", "gptq"}})}) {
-    const std::string method = entry["method"];
+        factor("oats", {{"iterations", 5}}), factor("lqer", {{"group_size", 64}, {"solver", "gptq"}}),
+        factor("svd"), factor("asvd", {{"factor_bits", 8}}), factor("svd_llm", {{"share", "auto"}}),
+        factor("tucker_heads", {{"targets", {"self_attn.*"}}}), factor("tucker_layers")}) {
+    const std::string method =
+        entry["method"].get<std::string>() + (entry.contains("share") ? " shared" : "");
     CAPTURE(method);
     test::Watcher watcher;
     test::run(test::job_with(dir / method, Json::array({entry})), watcher);
@@ -352,4 +474,15 @@ TEST_CASE("factors: settings and orders that cannot work are refused", "[pipelin
   CHECK_THAT(refusal(Json::array({factor("svd", {{"factor_bits", 4}, {"factor_group_size", 64}})})),
              Catch::Contains("/passes/0"));
   CHECK_THAT(refusal(Json::array({factor("oats", {{"pattern", "5:4"}})})), Catch::Contains("N:M"));
+  CHECK_THAT(refusal(Json::array({factor("oats", {{"pattern", "2:4"}, {"removed", 0.6}})})),
+             Catch::Contains("removed must be left out with pattern 2:4"));
+  CHECK_THAT(refusal(Json::array({factor("svd", {{"share", "auto"}})})),
+             Catch::Contains("share must be none"));
+  CHECK_THAT(refusal(Json::array({factor("lqer", {{"group_size", 64}, {"rank", 100000}})})),
+             Catch::Contains("rank must be at most that of the matrix"));
+  CHECK_THAT(refusal(Json::array({test::pass("smoothquant", {{"alpha", 0.5}}), factor("tucker_layers")})),
+             Catch::Contains("transformed by \"smoothquant\""));
+  const Json overrides = Json::array({{{"match", "layers.1.*"}, {"removed", 0.5}}});
+  CHECK_THAT(refusal(Json::array({factor("tucker_layers", {{"overrides", overrides}})})),
+             Catch::Contains("removed must be the same for 'model.layers.1.self_attn.q_proj' in all layers"));
 }

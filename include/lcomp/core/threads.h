@@ -13,7 +13,8 @@ int thread_count(int threads);
 ///
 /// Everything in lcomp that runs in parallel goes through here, and every piece runs single-threaded kernels
 /// and writes only what it owns. So results do not depend on the number of threads: the same bytes at 1, 2
-/// or 8. While a pool lives, OpenMP regions started from its threads and OpenBLAS run with one thread.
+/// or 8. While a pool lives, OpenBLAS and OpenMP regions of its threads and of the one that made it run with
+/// one thread.
 class ThreadPool {
  public:
   /// `threads` <= 0 takes the number of processors this process may run on. The caller of `parallel_for` is

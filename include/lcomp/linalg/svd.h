@@ -6,7 +6,8 @@
 #include <vector>
 
 /// Eigenvalues and singular values, by LAPACK on the calling thread in float64. Signs are fixed (the largest
-/// element of each vector is positive; of equally large ones the first), so that results are reproducible.
+/// element of each eigenvector, and of each singular vector of one side, is positive; of equally large ones
+/// the first), so that results are reproducible.
 namespace lcomp::linalg {
 
 /// The largest eigenvalues of a symmetric matrix and their eigenvectors.
@@ -35,13 +36,14 @@ struct Svd {
 };
 
 enum class SvdSolver {
-  kExact,       ///< LAPACK dgesdd on the matrix: singular values to about 1e-15 of the largest
-  kGram,        ///< eigenvalues of the smaller of A A^T and A^T A: half the cost or less, to about 1e-8
+  kExact,  ///< LAPACK dgesdd on the matrix: singular values to about 1e-15 of the largest
+  kGram,   ///< eigenvalues of the smaller of A A^T and A^T A: half the cost or less, to about 1e-8; vectors
+           ///< of the other side are 0 where the singular value is
   kRandomized,  ///< a random subspace, sharpened by power iterations (Halko, Martinsson, Tropp 2011)
 };
 
 struct RandomizedOptions {
-  int64_t oversampling = 16;  ///< p: columns of the subspace beyond `count`
+  int64_t oversampling = 16;  ///< p: columns of the subspace beyond `count`, not negative
   int64_t power = 3;          ///< q: the error decays with (s_{k+1} / s_k)^(2q + 1)
   uint64_t seed = 0;
 };
@@ -60,9 +62,14 @@ Svd truncated_svd(const at::Tensor& matrix, int64_t count = -1, SvdSolver solver
 /// Orthonormal columns [m, min(m, n)] that span those of matrix [m, n] (Householder QR).
 at::Tensor orthonormal_columns(const at::Tensor& matrix);
 
+struct PivotRows {
+  std::vector<int64_t> order;  ///< a permutation of 0 ... m - 1
+  int64_t rank = 0;            ///< how many of the first are independent, to 1e-12 of the largest
+};
+
 /// Rows of matrix [m, n], m >= n, that span all of its rows well: the order in which QR with column pivoting
-/// of its transpose takes them, the first n of which are a basis (LAPACK dgeqp3). Returns a permutation of 0
-/// ... m - 1. Throws as above.
-std::vector<int64_t> pivot_rows(const at::Tensor& matrix);
+/// of its transpose takes them, the first n of which are a basis where the rank is n (LAPACK dgeqp3). Throws
+/// as above.
+PivotRows pivot_rows(const at::Tensor& matrix);
 
 }  // namespace lcomp::linalg

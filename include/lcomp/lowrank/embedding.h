@@ -43,11 +43,15 @@ struct EmbeddingFit {
   double relative_error = 0;  ///< ||E - E^|| / ||E||, all rows alike, as stored
 };
 
+/// Bytes that `fit_embedding` works in for a table [vocabulary, dim], about.
+int64_t embedding_fit_bytes(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim);
+
 /// Fits a table to at most 1 / ratio of its numbers. counts: int64 [vocabulary], how often each token was
-/// seen, or undefined; rows weigh (count + 1)^frequency_power (a train has no weights). The `exceptions` most
-/// frequent rows are kept as they are, beside the others (`RowPatchWeight`), and count among the numbers.
-/// morphemes: of every token, for kMorphTe; its index counts among the numbers, as the paper counts. Stored
-/// in `type`. Throws InvalidArgument when the ratio leaves room for nothing, else as the fits do.
+/// seen, or undefined; rows weigh (count + 1)^frequency_power (a train has no weights). To the
+/// `exceptions` most frequent rows the difference is added, rounded to `type` (`RowPatchWeight`); its
+/// elements count among the numbers. morphemes: of every token, for kMorphTe; its index counts among the
+/// numbers, as the paper counts. Stored in `type`. Throws InvalidArgument when the ratio leaves room for
+/// nothing, else as the fits do.
 EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& options, const at::Tensor& counts,
                            const MorphemeIndex* morphemes, at::ScalarType type, uint64_t seed = 0,
                            ThreadPool* pool = nullptr, Observer* observer = nullptr);

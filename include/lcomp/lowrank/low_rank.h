@@ -44,7 +44,7 @@ class InputMetric {
   at::Tensor scaled(const at::Tensor& weight, ThreadPool* pool = nullptr) const;
   /// tr(D H D^T).
   double loss(const at::Tensor& difference, ThreadPool* pool = nullptr) const;
-  /// Whether H had to be factored by its eigenvalues.
+  /// Whether H had to be factored by its eigenvalues; known once `scaled` was called.
   bool is_singular() const { return root_->singular; }
 
  private:
@@ -64,7 +64,7 @@ class InputMetric {
 };
 
 enum class Solver {
-  kAuto,        ///< gram
+  kAuto,        ///< randomized for a 32nd of the directions of a side from 1024 up, or fewer; else gram
   kExact,       ///< singular values of the scaled matrix (`linalg::SvdSolver`)
   kGram,        ///< eigenvalues of the smaller of its two Gram matrices
   kRandomized,  ///< a random subspace with power iterations

@@ -57,9 +57,8 @@ class MorphemeWeight final : public Weight {
  private:
   explicit MorphemeWeight(MorphemeParts parts);
 
-  /// Rows of the index, int32 [count, order], composed with float32 tables laid out [morphemes, rank, q].
-  at::Tensor composed(const at::Tensor& index, const at::Tensor& tables) const;
-  at::Tensor tables_by_morpheme() const;
+  /// Rows of the index, int32 [count, order], composed: float32 [count, in].
+  at::Tensor composed(const at::Tensor& index) const;
   int64_t rows_at_a_time() const;
 
   MorphemeParts parts_;

@@ -42,8 +42,8 @@ struct AffixTable {
 };
 
 /// Takes the longest prefix of the table off a word of ASCII letters, again and again while the stem stays
-/// long enough, then suffixes likewise: "unhelpfulness" is un, help, ful, ness. Case counts for the stem
-/// alone. Other tokens are not known.
+/// long enough, then suffixes likewise: "unhelpfulness" is un, help, ful, ness. Affixes are taken as they are
+/// written: "Unhelpful" keeps its "Un". Other tokens are not known.
 class AffixSegmenter final : public Segmenter {
  public:
   explicit AffixSegmenter(AffixTable table = AffixTable::english());

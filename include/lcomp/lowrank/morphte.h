@@ -32,8 +32,9 @@ struct MorphteFit {
 /// by alternating least squares over morphemes, which the paper, training from scratch, has no need of. For
 /// the vectors of one morpheme the problem is linear, and its normal matrix is [rank, rank]: the products of
 /// what the other vectors of a word make with each other, summed over the words that have it. Morphemes that
-/// no word has together are solved for at the same time. The error never rises, except that the step for a
-/// morpheme that a word has twice is only a Gauss-Newton step; the best tables are kept. The start is normal
+/// no word has together are solved for at the same time. The error never rises, except
+/// maybe by the step for a morpheme that a word has twice, which is that of a linear problem and bounded from
+/// above; the best tables are kept. The start is normal
 /// random, at a scale at which products have the spread of E.
 ///
 /// table: floating-point. index: int32 [vocabulary, order] in [0, morphemes), order 1 to 8. row_weights: f,

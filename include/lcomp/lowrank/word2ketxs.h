@@ -26,6 +26,9 @@ struct Word2KetXsFit {
 /// The smallest base with base^order >= n.
 int64_t smallest_base(int64_t n, int64_t order);
 
+/// Bytes that `fit_word2ketxs` works in, at most.
+int64_t word2ketxs_bytes(int64_t order, int64_t rank, int64_t t, int64_t q);
+
 /// Fits E^ = sum_k F_k1 (x) ... (x) F_kn (kronecker_sum_weight.h) to a table E [vocabulary, dim]:
 ///
 ///     min sum_j w_j ||E_j - E^_j||^2
@@ -37,7 +40,8 @@ int64_t smallest_base(int64_t n, int64_t order);
 /// the model says (a majoriser, so that no sweep raises the error).
 ///
 /// table: floating-point. row_weights: undefined, or [vocabulary], not negative and not all 0. Works in
-/// float64 on the calling thread: four arrays of (t q)^n numbers, 2 n (t q)^n rank multiply-adds a sweep.
+/// float64 on the calling thread; memory: `word2ketxs_bytes`; 2 n (t q)^n rank multiply-adds a sweep, and n t
+/// systems of rank equations.
 /// Throws InvalidArgument for options or weights that do not fit, NumericalError when an element is not
 /// finite.
 Word2KetXsFit fit_word2ketxs(const at::Tensor& table, const Word2KetXsOptions& options,

@@ -90,6 +90,8 @@ struct Effect {
   /// Reads gradients of the loss by the weights as they are before any pass: no earlier pass may transform
   /// them.
   bool reads_gradients = false;
+  /// Reads the weights of all blocks as they are before any pass: no earlier pass may transform them either.
+  bool reads_all_weights = false;
   /// Removes weights: only methods that keep zeros may follow.
   bool prunes = false;
   /// Whether what is 0 stays 0.

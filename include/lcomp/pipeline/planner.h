@@ -56,6 +56,7 @@ struct Plan {
   double gradient_matrices = 0;    ///< values that are kept of them for each weight
   bool deletes_units = false;
   bool factors_matrices = false;
+  uint64_t survey_bytes = 0;     ///< of what surveys add up over the blocks
   bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
   /// A pass compares what it reads with the model as it found it, which takes a second stream of samples.
   bool compares_streams = false;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "lcomp/calib/input_stats.h"
+#include "lcomp/io/safetensors_writer.h"
 #include "lcomp/model/block.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/planner.h"
@@ -16,7 +17,7 @@ using SurveyNumbers = std::map<std::string, std::vector<double>>;
 
 /// What a method looks at in the whole model before anything of it is changed, and the settings that it
 /// chooses by that: bits under a size budget, for example. The survey streams the dense model block by block
-/// like the compression itself; it writes numbers, never weights.
+/// like the compression itself; it changes nothing.
 class Survey {
  public:
   virtual ~Survey() = default;
@@ -34,10 +35,20 @@ class Survey {
 
   /// Numbers of those operators of a group that `context.settings` knows. `stats` are of the dense model.
   virtual SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
-                                PassContext& context) const = 0;
+                                PassContext& context) = 0;
 
-  /// The settings that the compression will use, from the numbers of all operators. Depends on nothing but
-  /// its arguments. `decision` gets one line for people.
+  /// What `measure` has added up over the blocks besides, for surveys that keep more than numbers: saved
+  /// behind every block, and set again in a run that goes on there. Set to nothing to free it.
+  virtual io::NamedTensors sums() const { return {}; }
+  virtual void set_sums(const io::NamedTensors& /*sums*/) {}
+  /// Bytes that the sums will take.
+  virtual uint64_t planned_sums(const std::vector<OperatorPlan>& /*operators*/,
+                                const OperatorSettings& /*settings*/) const {
+    return 0;
+  }
+
+  /// The settings that the compression will use, from the numbers of all operators and the sums. Depends on
+  /// nothing else. `decision` gets one line for people.
   virtual OperatorSettings decide(const SurveyNumbers& numbers, const std::vector<OperatorPlan>& operators,
                                   const OperatorSettings& settings, std::string& decision) const = 0;
 };

@@ -61,13 +61,14 @@ InputMetric metric_of(Weighing weighing, const Target& target) {
   return scaled_metric(target.own.abs_mean);
 }
 
-/// The sum as it is stored: the low-rank part first, and the other fitted once more to what that leaves.
-WeightPtr stored_sum(const Target& target, const lowrank::Factors& factors, lowrank::Form form,
-                     at::ScalarType dtype, const lowrank::PartOf& part_of) {
+WeightPtr stored_factors(const Target& target, const lowrank::Factors& factors, lowrank::Form form,
+                         at::ScalarType dtype) {
   const FactorStore store(target.settings->part<FactorOptions>(), target.moment, dtype);
-  const WeightPtr beside = lowrank::factored_weight(factors, form, store);
-  return std::make_shared<SumWeight>(
-      std::vector<WeightPtr>{part_of(target.weight - beside->dense()), beside});
+  return lowrank::factored_weight(factors, form, store);
+}
+
+WeightPtr sum_of(const WeightPtr& part, const WeightPtr& beside) {
+  return std::make_shared<SumWeight>(std::vector<WeightPtr>{part, beside});
 }
 
 /// The plan of a sum.
@@ -92,7 +93,7 @@ class LqerPass final : public TargetPass {
       : TargetPass(kLqer, {.second_moment = true, .abs_mean = true}, &entry.part<GptqOrderOptions>()) {}
 
  protected:
-  MatrixResult solve(const model::LinearOp& op, const Target& target, at::ScalarType model_dtype,
+  MatrixResult solve(const model::LinearOp&, const Target& target, at::ScalarType model_dtype,
                      ThreadPool* pool) const override {
     const PassOptions& settings = *target.settings;
     const auto& beside = settings.part<BesideOptions>();
@@ -100,13 +101,20 @@ class LqerPass final : public TargetPass {
     MatrixResult result;
     if (beside.rank == 0) {
       result.weight = quantize(target.weight);
-    } else {
-      const int64_t rank = std::min({beside.rank, op.info.out_features, op.info.in_features});
-      const auto found = lowrank::alternate(target.weight, metric_of(beside.weighing, target), rank, quantize,
-                                            settings.part<lowrank::AlternationOptions>(), pool);
-      result.weight = stored_sum(target, found.low_rank, beside.form, model_dtype, quantize);
+      result.row.loss = loss_of(target, *result.weight, pool);
+      return result;
     }
-    result.row.loss = loss_of(target, *result.weight, pool);
+    const auto found = lowrank::alternate(target.weight, metric_of(beside.weighing, target), beside.rank,
+                                          quantize, settings.part<lowrank::AlternationOptions>(), pool);
+    const WeightPtr factors = stored_factors(target, found.low_rank, beside.form, model_dtype);
+    // Fitted to what the stored factors leave, the quantized part usually loses less, but need not.
+    for (const WeightPtr& part : {found.part, quantize(target.weight - factors->dense())}) {
+      const WeightPtr sum = sum_of(part, factors);
+      const double loss = loss_of(target, *sum, pool);
+      if (result.weight && loss >= *result.row.loss) continue;
+      result.weight = sum;
+      result.row.loss = loss;
+    }
     return result;
   }
 
@@ -138,8 +146,12 @@ PlannedWeight plan_lqer(const PassOptions& options, const PlannedOperator& op) {
   PlannedWeight planned = plan_scheme(scheme, kLqer, op);
   const auto& beside = options.part<BesideOptions>();
   if (beside.rank == 0) return planned;
-  const int64_t rank = std::min({beside.rank, op.out_features, op.in_features});
-  return with_factors(planned, plan_factored(options.part<FactorOptions>(), beside.form, rank, kLqer, op));
+  if (beside.rank > std::min(op.out_features, op.in_features)) {
+    throw InvalidArgument(kLqer, fmt::format("rank must be at most that of the matrix, {}; it is {}",
+                                             std::min(op.out_features, op.in_features), beside.rank));
+  }
+  return with_factors(planned,
+                      plan_factored(options.part<FactorOptions>(), beside.form, beside.rank, kLqer, op));
 }
 
 // Sparse and low rank.
@@ -154,8 +166,8 @@ struct OatsOptions {
 
   void visit(FieldVisitor& v) {
     v.field("removed", removed, {0, 1},
-            "share of the numbers that is removed; of a pattern N:M it follows from that and rank_share");
-    v.field("rank_share", rank_share, {0, 1}, "share of what is kept that goes into the low-rank part");
+            "share of the numbers that is removed; left out with a pattern N:M, of which it follows");
+    v.field("rank_share", rank_share, {0, 0.99}, "share of what is kept that goes into the low-rank part");
     v.field("pattern", pattern, "of the sparse part: unstructured, or N:M, N kept of M columns of a row");
     v.field("refit", refit,
             "set the kept weights to the least squares of the mask on the calibration inputs");
@@ -167,17 +179,17 @@ struct OatsOptions {
   sparse::Sparsity sparsity() const {
     sparse::Sparsity s;
     s.pattern = pattern;
-    s.sparsity = 1 - (1 - rank_share) * (1 - removed);
+    if (!s.n_of_m(kOats)) s.sparsity = 1 - (1 - rank_share) * (1 - removed);
     return s;
   }
-  /// Numbers of the low-rank part of a matrix.
+  /// The rank of the part beside the sparse one; 0: none.
   int64_t rank_of(int64_t out, int64_t in) const {
     const auto structure = sparsity().n_of_m(kOats);
     const double dense = static_cast<double>(out * in);
     const double sparse_part =
         structure ? dense * static_cast<double>(structure->kept) / static_cast<double>(structure->of)
                   : dense * (1 - rank_share) * (1 - removed);
-    const double size = rank_share < 1 ? sparse_part * rank_share / (1 - rank_share) : dense * (1 - removed);
+    const double size = sparse_part * rank_share / (1 - rank_share);
     return lowrank::largest_rank(form, out, in, static_cast<int64_t>(size + 1e-6));
   }
 };
@@ -209,9 +221,9 @@ class OatsPass final : public TargetPass {
       const auto found = lowrank::alternate(target.weight, metric, rank, masked,
                                             target.settings->part<lowrank::AlternationOptions>(), pool);
       const at::Tensor kept = found.part->dense() != 0;
-      result.weight = stored_sum(target, found.low_rank, oats.form, model_dtype, [&](const at::Tensor& rest) {
-        return stored(kept, rest, target, model_dtype, pool);
-      });
+      const WeightPtr factors = stored_factors(target, found.low_rank, oats.form, model_dtype);
+      result.weight =
+          sum_of(stored(kept, target.weight - factors->dense(), target, model_dtype, pool), factors);
     }
     result.row.loss = loss_of(target, *result.weight, pool);
     return result;
@@ -234,6 +246,11 @@ class OatsPass final : public TargetPass {
 
 PlannedWeight plan_oats(const PassOptions& options, const PlannedOperator& op) {
   const auto& oats = options.part<OatsOptions>();
+  if (oats.sparsity().n_of_m(kOats) && oats.removed != OatsOptions().removed) {
+    throw InvalidArgument(kOats, fmt::format("removed must be left out with pattern {}, of which it follows; "
+                                             "it is {}",
+                                             oats.pattern, oats.removed));
+  }
   PlannedWeight planned = plan_sparse(oats.sparsity(), options.part<SparseStorageOptions>(), kOats, op);
   const int64_t rank = oats.rank_of(op.out_features, op.in_features);
   if (rank == 0) return planned;
@@ -248,9 +265,10 @@ MethodInfo lqer_method() {
   info.summary = "quantized weights and a part of low rank beside them (LQER, LoftQ, SVDQuant's branch)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<LqerOptions>(); };
-  info.settle = [](PassOptions& options, const auto& given, bool) {
-    if (options.part<SolverOptions>().solver == Solver::kGptq && !given("range"))
-      options.part<quant::QuantScheme>().range = quant::RangeRule::kHessian;
+  info.settle = [](PassOptions& options, const auto& given, bool is_last) {
+    if (options.part<SolverOptions>().solver != Solver::kGptq) return;
+    if (!given("range")) options.part<quant::QuantScheme>().range = quant::RangeRule::kHessian;
+    settle_as_gptq<LqerOptions>(options, given, is_last);
   };
   info.plan_weight = plan_lqer;
   info.effect = [](const PassOptions& options) {

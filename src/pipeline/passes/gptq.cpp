@@ -145,7 +145,8 @@ double mismatch_weight(const model::Block& block, size_t group, const PassOption
   if (options.mismatch == quant::MismatchRule::kFixed) return options.mismatch_weight;
   std::vector<at::Tensor> weights;
   for (const size_t op : block.groups()[group].operators) {
-    if (context.settings(block.ops()[op].info.name) == &settings)
+    const PassOptions* of_op = context.settings(block.ops()[op].info.name);
+    if (of_op != nullptr && of_op->part<GptqOrderOptions>() == options)
       weights.push_back(block.ops()[op].weight->dense());
   }
   return quant::mismatch_weight(weights, {stats.mismatch, stats.half_moment, stats.half_mismatch}, damping,
@@ -156,10 +157,14 @@ std::unique_ptr<Pass> gptq_pass(std::string method, const PassOptions& options) 
   return std::make_unique<GptqPass>(std::move(method), options.part<GptqOrderOptions>());
 }
 
-void settle_gptq(GptqSettings settings, const std::function<bool(std::string_view)>& given, bool is_last) {
+void settle_mismatch(GptqOrderOptions& order, const std::function<bool(std::string_view)>& given,
+                     bool is_last) {
   // The correction needs the samples to move on group by group, which only the last pass may.
-  if (!given("mismatch") && is_last && settings.order.true_sequential)
-    settings.order.mismatch = quant::MismatchRule::kSplit;
+  if (!given("mismatch") && is_last && order.true_sequential) order.mismatch = quant::MismatchRule::kSplit;
+}
+
+void settle_gptq(GptqSettings settings, const std::function<bool(std::string_view)>& given, bool is_last) {
+  settle_mismatch(settings.order, given, is_last);
   const bool refines = settings.scheme.format == quant::NumberFormat::kInt;
   if (!given("sweeps")) settings.options.sweeps = refines ? kSweeps : 0;
   if (!given("refit")) settings.options.refit = refines;

@@ -153,11 +153,13 @@ class LowRankPass : public TargetPass {
     if (targets.size() < 2) return {};
     const PassOptions& settings = *targets[0].settings;
     const auto& ranks = settings.part<RankOptions>();
-    const bool alike = std::all_of(targets.begin(), targets.end(), [&](const Target& t) {
-      return t.settings->part<RankOptions>().share == ShareFactor::kAuto;
+    const bool may_share = std::all_of(targets.begin(), targets.end(), [&](const Target& t) {
+      const auto &own = t.settings->part<RankOptions>(), &first = settings.part<RankOptions>();
+      return own.share == ShareFactor::kAuto && own.form == first.form && own.solver == first.solver &&
+             own.rank_multiple == first.rank_multiple && !own_moment(block.ops()[t.op], t) &&
+             t.settings->part<FactorOptions>() == settings.part<FactorOptions>();
     });
-    if (!alike || family_.metric != moment_metric || own_moment(block.ops()[targets[0].op], targets[0]))
-      return {};
+    if (!may_share) return {};
     const InputMetric& moment = *targets[0].moment;
     Target stacked = targets[0];
     std::vector<at::Tensor> weights;
@@ -242,27 +244,43 @@ class PcaPass final : public LowRankPass {
   bool centres_;
 };
 
+/// All directions of an operator in the family's metric.
+FullFactors full_factors(const Family& family) {
+  return [&family](const at::Tensor& weight, const calib::InputStats& own, const PassOptions& settings,
+                   ThreadPool* pool) {
+    return lowrank::low_rank(weight, family.metric(weight, own, settings),
+                             std::min(weight.size(0), weight.size(1)), lowrank::Solver::kGram, {}, pool);
+  };
+}
+
+/// Those of the inputs, where they are projected. A mean that will go into a bias is left in.
+lowrank::Factors full_pca(const at::Tensor& weight, const calib::InputStats& own, const PassOptions& settings,
+                          ThreadPool* pool) {
+  if (settings.part<PcaOptions>().project == PcaSide::kOutputs)
+    return full_factors(kPca)(weight, own, settings, pool);
+  return lowrank::project_inputs(weight, InputMetric::moment(own.second_moment),
+                                 std::min(weight.size(0), weight.size(1)), pool);
+}
+
 template <class Options>
-MethodInfo family_method(const Family& family) {
+MethodInfo family_method(const Family& family, FullFactors full) {
   MethodInfo info;
   info.name = family.name;
   info.summary = family.summary;
   info.needs_calibration = family.needs.any() || family.needs.gradients();
   info.default_options = [] { return std::make_unique<Options>(); };
   info.plan_weight = [&family](const PassOptions& options, const PlannedOperator& op) {
+    if (family.metric != moment_metric && options.part<RankOptions>().share != ShareFactor::kNone) {
+      throw InvalidArgument(
+          family.name, "share must be none, because operators differ in what inputs count for; it is auto");
+    }
     return plan_factors(options, family.name, op);
   };
   info.effect = [reads = family.needs.gradients()](const PassOptions&) {
     return Effect{.quantizes = false, .factors = true, .reads_gradients = reads, .keeps_zeros = false};
   };
   info.pass_settings = {"factor_bits"};
-  add_rank_allocation(info, family.needs,
-                      [&family](const at::Tensor& weight, const calib::InputStats& own,
-                                const PassOptions& settings, ThreadPool* pool) {
-                        return lowrank::low_rank(weight, family.metric(weight, own, settings),
-                                                 std::min(weight.size(0), weight.size(1)),
-                                                 lowrank::Solver::kAuto, {}, pool);
-                      });
+  add_rank_allocation(info, family.needs, std::move(full));
   return info;
 }
 
@@ -270,7 +288,7 @@ MethodInfo family_method(const Family& family) {
 /// update.
 template <class Options>
 MethodInfo updated_method(const Family& family) {
-  MethodInfo info = family_method<Options>(family);
+  MethodInfo info = family_method<Options>(family, full_factors(family));
   info.pass_settings.emplace_back("update");
   info.make_passes = [&family](const PassOptions& options) {
     return chain_of(std::make_unique<LowRankPass>(family, options.part<UpdateOptions>().update, options));
@@ -294,12 +312,11 @@ MethodInfo asvd_method() {
 
 MethodInfo svd_llm_method() {
   using Options = PassOptionsOf<RankOptions, FactorOptions, GptqOrderOptions>;
-  MethodInfo info = family_method<Options>(kSvdLlm);
+  MethodInfo info = family_method<Options>(kSvdLlm, full_factors(kSvdLlm));
   info.pass_settings.emplace_back("true_sequential");
   info.settle = [ranks = info.settle](PassOptions& options, const auto& given, bool is_last) {
     ranks(options, given, is_last);
-    auto& order = options.part<GptqOrderOptions>();
-    if (!given("mismatch") && is_last && order.true_sequential) order.mismatch = quant::MismatchRule::kSplit;
+    settle_mismatch(options.part<GptqOrderOptions>(), given, is_last);
   };
   info.make_passes = [](const PassOptions& options) {
     const auto& order = options.part<GptqOrderOptions>();
@@ -309,7 +326,7 @@ MethodInfo svd_llm_method() {
 }
 
 MethodInfo pca_method() {
-  MethodInfo info = family_method<PassOptionsOf<RankOptions, PcaOptions, FactorOptions>>(kPca);
+  MethodInfo info = family_method<PassOptionsOf<RankOptions, PcaOptions, FactorOptions>>(kPca, full_pca);
   info.pass_settings.emplace_back("centre");
   info.make_passes = [](const PassOptions& options) { return chain_of(std::make_unique<PcaPass>(options)); };
   return info;

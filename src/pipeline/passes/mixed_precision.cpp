@@ -100,7 +100,7 @@ class WidthSurvey final : public Survey {
   }
 
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
-                        PassContext& context) const override {
+                        PassContext& context) override {
     SurveyNumbers numbers;
     // Operators with the same settings share the factor of their common input.
     std::map<const PassOptions*, quant::GptqFactor> factors;

@@ -15,17 +15,23 @@ struct GptqOrderOptions {
   quant::MismatchRule mismatch = quant::MismatchRule::kNone;
   double mismatch_weight = 0.5;
 
+  bool operator==(const GptqOrderOptions&) const = default;
+
   void visit(FieldVisitor& v) {
     v.field("mismatch", mismatch,
             "make up for inputs that compression has changed: none, fixed (by mismatch_weight), or split (as "
             "far as one half of the samples confirms the other); where a job does not say, gptq, "
-            "mixed_precision and svd_llm take split in its last pass");
+            "mixed_precision, svd_llm, tucker_layers and lqer by gptq take split in its last pass");
     v.field("mismatch_weight", mismatch_weight, {0, 1}, "share of the correction that mismatch fixed takes");
     v.field("true_sequential", true_sequential,
             "take the statistics of each group of operators after the groups before it are compressed, "
             "instead of once per block");
   }
 };
+
+/// Takes the correction for changed inputs where it can be had and the job does not say.
+void settle_mismatch(GptqOrderOptions& order, const std::function<bool(std::string_view)>& given,
+                     bool is_last);
 
 /// The parts of settings that `settle_gptq` looks at.
 struct GptqSettings {
@@ -103,6 +109,7 @@ MethodInfo lqer_method();
 MethodInfo oats_method();
 MethodInfo tensor_train_method();
 MethodInfo tucker_heads_method();
+MethodInfo tucker_layers_method();
 
 }  // namespace lcomp::pipeline
 

@@ -116,7 +116,7 @@ class RankSurvey final : public Survey {
   void check(const std::vector<OperatorPlan>&, const OperatorSettings&) const override {}
 
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
-                        PassContext& context) const override {
+                        PassContext& context) override {
     SurveyNumbers numbers;
     const std::vector<size_t>& members = block.groups()[group].operators;
     for (size_t k = 0; k < members.size(); ++k) {
@@ -219,13 +219,15 @@ class RankSurvey final : public Survey {
 void RankOptions::visit(FieldVisitor& v) {
   v.field("removed", removed, {0, 1}, "share of the numbers of the operators that is removed");
   v.field("rank", rank, {0}, "rank of every operator; 0: by the share removed");
-  v.field("rank_multiple", rank_multiple, {1, 4096}, "ranks are multiples of this");
+  v.field("rank_multiple", rank_multiple, {1, 4096},
+          "ranks are rounded down to multiples of this, at least it");
   v.field("form", form,
           "how factors are stored: a pair, or pivoted: some rows of the product and the others as "
           "combinations of them, which takes rank^2 numbers less for the same product");
   v.field("solver", solver,
-          "how the strongest directions are found: eigenvalues of the smaller Gram matrix (auto, gram), "
-          "singular values (exact), or a random subspace with power iterations (randomized)");
+          "how the strongest directions are found: eigenvalues of the smaller Gram matrix (gram), singular "
+          "values (exact), a random subspace with power iterations (randomized), or that for at most a 32nd "
+          "of the directions of sides from 1024 up and gram else (auto)");
   v.field(
       "share", share,
       "whether q, k and v, or gate and up, share the factor that reads their common input: auto where the "
@@ -249,9 +251,10 @@ void RankOptions::visit(FieldVisitor& v) {
 int64_t RankOptions::rank_of(int64_t out, int64_t in) const {
   const int64_t all = out * in;
   const auto size = static_cast<int64_t>((1 - removed) * static_cast<double>(all) + 1e-6);
-  const int64_t found = rank > 0      ? rank
-                        : removed > 0 ? lowrank::largest_rank(form, out, in, size, rank_multiple)
-                                      : 0;
+  if (rank == 0 && removed == 0) return 0;
+  const int64_t wanted = rank > 0 ? rank / rank_multiple * rank_multiple
+                                  : lowrank::largest_rank(form, out, in, size, rank_multiple);
+  const int64_t found = std::max(wanted, rank_multiple);  // the least there is
   const bool smaller =
       found > 0 && found <= std::min(out, in) && lowrank::factored_size(form, out, in, found) < all;
   return smaller ? found : 0;
@@ -317,7 +320,8 @@ PlannedWeight plan_factors(const PassOptions& options, const char* method, const
   }
   const int64_t rank = ranks.rank_of(out, in);
   if (rank == 0) {
-    return {.scheme = "dense: factors would not be smaller",
+    return {.scheme = ranks.rank == 0 && ranks.removed == 0 ? "dense: nothing is to be removed"
+                                                            : "dense: factors would not be smaller",
             .bytes_after = out * in * static_cast<int64_t>(c10::elementSize(op.dtype))};
   }
   PlannedWeight planned = plan_factored(options.part<FactorOptions>(), ranks.form, rank, method, op);

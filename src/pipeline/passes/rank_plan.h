@@ -46,6 +46,8 @@ struct FactorOptions {
   int64_t factor_bits = 16;
   int64_t factor_group_size = 0;
 
+  bool operator==(const FactorOptions&) const = default;
+
   void visit(FieldVisitor& v);
 
   bool quantizes() const { return factor_bits < 16; }

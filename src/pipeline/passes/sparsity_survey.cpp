@@ -82,7 +82,7 @@ class SparsitySurvey : public Survey {
   }
 
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
-                        PassContext& context) const override {
+                        PassContext& context) override {
     SurveyNumbers numbers;
     const OperatorPruner pruner = starts_groups() ? by_.start_group(stats, context) : OperatorPruner();
     const std::vector<size_t>& members = block.groups()[group].operators;

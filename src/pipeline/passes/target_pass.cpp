@@ -32,7 +32,6 @@ TargetPass::TargetPass(std::string name, calib::Needs needs, const GptqOrderOpti
 /// A factor [in, in] of the weights that moves the target; undefined for nothing.
 at::Tensor TargetPass::correction(const model::Block& block, size_t group, const PassOptions& settings,
                                   const calib::InputStats& stats, const PassContext& context) const {
-  if (!corrects_) return {};
   const double weight = mismatch_weight(block, group, settings, stats, kMismatchDamping, context);
   if (weight == 0) return {};
   const auto inverse = linalg::damped_inverse(stats.second_moment, kMismatchDamping, {}, &context.pool);
@@ -46,16 +45,19 @@ void TargetPass::compress(model::Block& block, size_t group, const calib::InputS
   std::optional<lowrank::InputMetric> moment;
   if (stats.second_moment.defined()) moment = lowrank::InputMetric::moment(stats.second_moment);
   std::vector<Target> all;
-  std::map<const PassOptions*, at::Tensor> corrections;
+  std::map<std::pair<quant::MismatchRule, double>, at::Tensor> corrections;
   const std::vector<size_t>& members = block.groups()[group].operators;
   for (size_t k = 0; k < members.size(); ++k) {
     const model::LinearOp& op = block.ops()[members[k]];
     const PassOptions* settings = context.settings(op.info.name);
     if (settings == nullptr) continue;
-    if (!corrections.contains(settings))
-      corrections[settings] = correction(block, group, *settings, stats, context);
     at::Tensor weight = op.weight->dense().to(at::kDouble);
-    if (corrections[settings].defined()) weight = weight + weight.mm(corrections[settings]);
+    if (corrects_) {
+      const auto& order = settings->part<GptqOrderOptions>();
+      const auto [found, is_new] = corrections.try_emplace({order.mismatch, order.mismatch_weight});
+      if (is_new) found->second = correction(block, group, *settings, stats, context);
+      if (found->second.defined()) weight = weight + weight.mm(found->second);
+    }
     all.push_back({members[k], of_operator(stats, k), settings, weight, moment ? &*moment : nullptr});
   }
   std::vector<double> seconds(all.size());

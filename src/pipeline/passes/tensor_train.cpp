@@ -12,8 +12,18 @@ namespace lcomp::pipeline {
 namespace {
 
 constexpr const char* kTensorTrain = "tensor_train";
-/// Relative to the mean, so that dead inputs keep a weight.
-constexpr double kLeastStrength = 1e-6;
+/// Relative to the mean. What is fitted badly for its weak input is divided by this when it is run, and the
+/// inverse is stored in the model's type.
+constexpr double kLeastStrength = 0.1;
+
+/// What inputs count for, float64 [in], positive with mean about 1.
+at::Tensor strengths(const at::Tensor& second_moment, double alpha) {
+  const at::Tensor root_mean_square = second_moment.diagonal().to(at::kDouble).clamp_min(0).sqrt();
+  const at::Tensor strength = root_mean_square.pow(alpha);
+  const double mean = strength.mean().item<double>();
+  if (!(mean > 0)) return at::ones_like(strength);
+  return (strength / mean).clamp_min(kLeastStrength);
+}
 
 struct TensorTrainOptions {
   double removed = 0.2;
@@ -23,7 +33,7 @@ struct TensorTrainOptions {
 
   void visit(FieldVisitor& v) {
     v.field("removed", removed, {0, 1}, "share of the numbers of the operators that is removed");
-    v.field("rank", rank, {0}, "largest rank between the cores; 0: by the share removed");
+    v.field("rank", rank, {0}, "largest rank between the cores; 0: by the share removed, at least 1");
     v.field("cores", cores, {2, 8}, "cores of a train; two are a sum of Kronecker products");
     v.field("alpha", alpha, {0, 2},
             "inputs count as the root of their mean square to this power, which is stored beside the cores; "
@@ -52,7 +62,8 @@ int64_t train_size(const lowrank::MatrixShapes& shapes, int64_t rank) {
 int64_t train_rank_of(const TensorTrainOptions& options, int64_t out, int64_t in) {
   const lowrank::MatrixShapes shapes = lowrank::paired_shapes(out, in, options.cores);
   const int64_t all = out * in, extra = options.alpha > 0 ? in : 0;
-  if (options.rank > 0) return train_size(shapes, options.rank) + extra < all ? options.rank : 0;
+  const auto smaller = [&](int64_t rank) { return train_size(shapes, rank) + extra < all; };
+  if (options.rank > 0) return smaller(options.rank) ? options.rank : 0;
   if (options.removed == 0) return 0;
   const auto size = static_cast<int64_t>((1 - options.removed) * static_cast<double>(all) + 1e-6) - extra;
   int64_t low = 0, high = all;
@@ -64,6 +75,7 @@ int64_t train_rank_of(const TensorTrainOptions& options, int64_t out, int64_t in
       high = middle - 1;
     }
   }
+  if (low == 0 && smaller(1)) return 1;  // the least there is
   return low;
 }
 
@@ -86,11 +98,7 @@ class TensorTrainPass final : public TargetPass {
       return result;
     }
     at::Tensor scale;
-    if (options.alpha > 0) {
-      const at::Tensor strength =
-          target.own.second_moment.diagonal().to(at::kDouble).sqrt().pow(options.alpha);
-      scale = strength / strength.mean() + kLeastStrength;
-    }
+    if (options.alpha > 0) scale = strengths(target.own.second_moment, options.alpha);
     const lowrank::MatrixShapes shapes = lowrank::paired_shapes(out, in, options.cores);
     const at::Tensor scaled = scale.defined() ? target.weight * scale : target.weight;
     const auto train = lowrank::tt_matrix(scaled, shapes.rows, shapes.columns,

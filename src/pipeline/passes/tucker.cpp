@@ -25,8 +25,9 @@ struct TuckerOptions {
 
   void visit(FieldVisitor& v) {
     v.field("hidden_share", hidden_share, {0, 1},
-            "rank of the basis of the hidden states, as a share of their width");
-    v.field("head_share", head_share, {0, 1}, "rank of the basis of the heads, as a share of their width");
+            "rank of the basis of the hidden states, as a share of their width; at least 1");
+    v.field("head_share", head_share, {0, 1},
+            "rank of the basis of the heads, as a share of their width; at least 1");
   }
 
   static int64_t rank_of(double share, int64_t width) {
@@ -47,12 +48,21 @@ WeightPtr stored_matrix(const at::Tensor& matrix, at::ScalarType type) {
   return std::make_shared<DenseWeight>(matrix.to(type).contiguous());
 }
 
-/// The factors of q: what the other operators of the block take their bases from.
-const ProductWeight* decomposed(const model::LinearOp& op) {
-  const auto* product = dynamic_cast<const ProductWeight*>(op.weight.get());
-  const bool fits = product != nullptr && product->factors().size() == 3 &&
-                    dynamic_cast<const TensorTrainWeight*>(product->factors()[0].get()) != nullptr;
-  return fits ? product : nullptr;
+bool reads_hidden(OperatorRole role) {
+  return role == OperatorRole::kQuery || role == OperatorRole::kKey || role == OperatorRole::kValue;
+}
+
+/// The bases by which q, k and v were decomposed; none where they were not.
+std::optional<lowrank::HeadBases> bases_in(const model::Block& block, int64_t head_dim) {
+  for (const model::LinearOp& op : block.ops()) {
+    const auto* product = dynamic_cast<const ProductWeight*>(op.weight.get());
+    if (!reads_hidden(op.info.role) || product == nullptr || product->factors().size() != 3) continue;
+    const auto* heads = dynamic_cast<const TensorTrainWeight*>(product->factors()[0].get());
+    if (heads == nullptr || heads->cores().size() != 2 || heads->cores()[1].size(1) != head_dim) continue;
+    return lowrank::HeadBases{product->factors()[2]->dense().to(at::kDouble).t(),
+                              heads->cores()[1].to(at::kDouble).squeeze(3).squeeze(0)};
+  }
+  return {};
 }
 
 class TuckerPass final : public Pass {
@@ -64,9 +74,13 @@ class TuckerPass final : public Pass {
   void compress(model::Block& block, size_t group, const calib::InputStats& stats,
                 PassContext& context) const override {
     const std::vector<size_t> members = block.groups()[group].operators;
-    const OperatorRole first = block.ops()[members[0]].info.role;
-    if (first == OperatorRole::kQuery) decompose_inputs(block, members, stats, context);
-    if (first == OperatorRole::kOutput) decompose_output(block, members[0], stats, context);
+    std::vector<size_t> wanted;
+    std::copy_if(members.begin(), members.end(), std::back_inserter(wanted),
+                 [&](size_t op) { return context.settings(block.ops()[op].info.name) != nullptr; });
+    if (wanted.empty()) return;
+    const OperatorRole first = block.ops()[wanted[0]].info.role;
+    if (reads_hidden(first)) decompose_inputs(block, wanted, stats, context);
+    if (first == OperatorRole::kOutput) decompose_output(block, wanted[0], stats, context);
   }
 
  private:
@@ -77,34 +91,34 @@ class TuckerPass final : public Pass {
     throw InternalError(kTucker, "a block must have queries");
   }
 
-  /// q, k and v: the heads' basis, cores, and the basis of the hidden states that they share.
-  static void decompose_inputs(model::Block& block, const std::vector<size_t>& members,
-                               const calib::InputStats& stats, PassContext& context) {
-    const PassOptions* settings = context.settings(block.ops()[members[0]].info.name);
-    if (settings == nullptr) return;
-    const auto& options = settings->part<TuckerOptions>();
-    const Stopwatch watch;
+  /// Of all operators of the block that the pass is given.
+  static lowrank::HeadBases bases_of(const model::Block& block, const TuckerOptions& options,
+                                     const PassContext& context) {
     const int64_t head_dim = head_dim_of(block);
     std::vector<at::Tensor> slices;
     for (const model::LinearOp& op : block.ops()) {
       if (context.settings(op.info.name) == nullptr) continue;
-      const bool output = op.info.role == OperatorRole::kOutput;
-      const bool input = op.info.role == OperatorRole::kQuery || op.info.role == OperatorRole::kKey ||
-                         op.info.role == OperatorRole::kValue;
-      if (input) slices.push_back(op.weight->dense());
-      if (output) slices.push_back(op.weight->dense().t());
+      if (reads_hidden(op.info.role)) slices.push_back(op.weight->dense());
+      if (op.info.role == OperatorRole::kOutput) slices.push_back(op.weight->dense().t());
     }
-    const int64_t hidden = block.ops()[members[0]].info.in_features;
-    const lowrank::HeadBases bases =
-        lowrank::head_bases(slices, head_dim, TuckerOptions::rank_of(options.hidden_share, hidden),
-                            TuckerOptions::rank_of(options.head_share, head_dim));
+    const int64_t hidden = slices.front().size(1);
+    return lowrank::head_bases(slices, head_dim, TuckerOptions::rank_of(options.hidden_share, hidden),
+                               TuckerOptions::rank_of(options.head_share, head_dim));
+  }
+
+  /// q, k and v: the heads' basis, cores, and the basis of the hidden states that they share.
+  static void decompose_inputs(model::Block& block, const std::vector<size_t>& members,
+                               const calib::InputStats& stats, PassContext& context) {
+    const PassOptions& settings = *context.settings(block.ops()[members[0]].info.name);
+    const Stopwatch watch;
+    const int64_t head_dim = head_dim_of(block);
+    const lowrank::HeadBases bases = bases_of(block, settings.part<TuckerOptions>(), context);
     const lowrank::InputMetric metric = lowrank::InputMetric::moment(stats.second_moment);
     const WeightPtr basis = stored_matrix(bases.hidden.t(), context.model_dtype);
     std::string owner;
     double seconds = watch.seconds();
     for (const size_t op : members) {
       const model::LinearOp& before = block.ops()[op];
-      if (context.settings(before.info.name) == nullptr) continue;
       const Stopwatch one;
       const at::Tensor weight = before.weight->dense().to(at::kDouble);
       // The cores, solved by what they do to the outputs.
@@ -124,25 +138,14 @@ class TuckerPass final : public Pass {
     }
   }
 
-  /// o, with the bases of q.
+  /// o, with the bases of q, k and v where there are some.
   static void decompose_output(model::Block& block, size_t op, const calib::InputStats& stats,
                                PassContext& context) {
     const model::LinearOp& before = block.ops()[op];
-    if (context.settings(before.info.name) == nullptr) return;
-    const model::LinearOp* query = nullptr;
-    for (const model::LinearOp& other : block.ops()) {
-      if (other.info.role == OperatorRole::kQuery) query = &other;
-    }
-    const ProductWeight* of_query = query == nullptr ? nullptr : decomposed(*query);
-    if (of_query == nullptr) {
-      throw InvalidArgument(kTucker, fmt::format("'{}' takes its bases from the queries, which must be given "
-                                                 "to the pass as well",
-                                                 before.info.name));
-    }
     const Stopwatch watch;
-    const auto& every_head = dynamic_cast<const TensorTrainWeight&>(*of_query->factors()[0]);
-    const at::Tensor head = every_head.cores()[1].to(at::kDouble).squeeze(3).squeeze(0);
-    const at::Tensor hidden = of_query->factors()[2]->dense().to(at::kDouble).t();
+    const auto found = bases_in(block, head_dim_of(block));
+    const auto& options = context.settings(before.info.name)->part<TuckerOptions>();
+    const auto [hidden, head, error] = found ? *found : bases_of(block, options, context);
     const at::Tensor weight = before.weight->dense().to(at::kDouble);
     // U_1^T W, whose columns by U_2 are fitted to what they do to the outputs: (A B) with B = 1 (x) U_2^T.
     const WeightPtr right =

@@ -279,7 +279,7 @@ class FisherMaskSurvey final : public UnitSurvey {
   }
 
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
-                        PassContext& context) const override {
+                        PassContext& context) override {
     SurveyNumbers numbers;
     if (!stats.unit_gradients.defined()) return numbers;
     const std::string& closing = block.ops()[block.groups()[group].operators.front()].info.name;
@@ -407,7 +407,7 @@ class PrunerSurvey final : public UnitSurvey {
   }
 
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
-                        PassContext& context) const override {
+                        PassContext& context) override {
     SurveyNumbers numbers;
     const std::vector<size_t>& members = block.groups()[group].operators;
     for (const DependencyGroup& units : block.dependency_groups()) {

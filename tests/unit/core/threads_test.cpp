@@ -1,5 +1,7 @@
 #include "lcomp/core/threads.h"
 
+#include <omp.h>
+
 #include <atomic>
 #include <catch2/catch.hpp>
 #include <stdexcept>
@@ -48,4 +50,16 @@ TEST_CASE("parallel_for without a pool runs on the calling thread", "[core][thre
     sum += static_cast<int>(i);
   });
   REQUIRE(sum == 10);
+}
+
+TEST_CASE("while a pool lives, sums of the thread that made it run on one thread", "[threads]") {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(3);
+  {
+    const ThreadPool pool(1);
+    CHECK(omp_get_max_threads() == 1);
+  }
+  lcomp::parallel_for(nullptr, 1, [](int64_t, int) { CHECK(omp_get_max_threads() == 1); });
+  CHECK(omp_get_max_threads() == 3);
+  omp_set_num_threads(before);
 }

@@ -200,6 +200,18 @@ TEST_CASE("MorphTE: words may have a morpheme twice, and any order will do", "[l
   }
 }
 
+TEST_CASE("MorphTE: a word that is one morpheme again and again is found", "[lowrank][morphte]") {
+  for (const int64_t order : {2, 3}) {
+    CAPTURE(order);
+    const at::Tensor vector = normal_matrix(1, 4, "vector").reshape({1, 1, 4}).to(at::kFloat);
+    const at::Tensor index = at::zeros({1, order}, at::kInt);
+    const at::Tensor table = MorphemeWeight(vector, index, order == 2 ? 16 : 64).dense();
+    const MorphteFit fit = fit_morphte(table, index, 1, {.rank = 1, .sweeps = 300, .tolerance = 1e-12});
+    require_falling(fit.sweep_errors);
+    CHECK(fit.relative_error < 1e-3);
+  }
+}
+
 TEST_CASE("MorphTE is the same at any number of threads", "[lowrank][morphte]") {
   const at::Tensor index = word_index(500, 80, 7);
   const at::Tensor table = normal_matrix(500, 25, "table");

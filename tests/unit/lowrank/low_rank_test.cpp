@@ -230,6 +230,35 @@ TEST_CASE("forms: sizes, ranks and the same product", "[lowrank]") {
   }
 }
 
+TEST_CASE("pivoted factors of less rank than they have columns become fewer", "[lowrank]") {
+  const at::Tensor thin = normal_matrix(26, 3, "thin");
+  const Factors superfluous{thin.mm(normal_matrix(3, 7, "mix")), normal_matrix(7, 18, "right"), {}};
+  const WeightPtr weight = factored_weight(superfluous, Form::kPivoted, keep);
+  REQUIRE(relative_difference(weight->dense(), product(superfluous)) < 1e-6);
+  REQUIRE(weight->parameters() == factored_size(Form::kPivoted, 26, 18, 3));
+  const Factors nothing{at::zeros({26, 7}, at::kDouble), normal_matrix(7, 18, "right"), {}};
+  REQUIRE(factored_weight(nothing, Form::kPivoted, keep)->dense().abs().max().item<float>() < 1e-12F);
+}
+
+TEST_CASE("updating where the moment sees nothing leaves the factors, and says what they lose", "[lowrank]") {
+  const at::Tensor w = normal_matrix(9, 6, "w");
+  Factors factors = low_rank(w, InputMetric::plain(6), 3);
+  const at::Tensor before = factors.product();
+  update_left(factors, w, InputMetric::moment(at::zeros({6, 6}, at::kDouble)));
+  REQUIRE(factors.product().equal(before));
+  REQUIRE(factors.tail == 0);
+  REQUIRE(factors.singular_values.empty());
+}
+
+TEST_CASE("few directions of a large matrix are found in a random subspace", "[lowrank]") {
+  const at::Tensor w = normal_matrix(1024, 1024, "w");
+  const auto metric = InputMetric::diagonal(normal_matrix(1024, 1, "s").squeeze(1).exp());
+  const Factors found = low_rank(w, metric, 32);
+  REQUIRE(found.left.equal(low_rank(w, metric, 32, Solver::kRandomized).left));
+  REQUIRE(found.tail < 1.01 * low_rank(w, metric, 32, Solver::kGram).tail);
+  REQUIRE(low_rank(w, metric, 33).left.equal(low_rank(w, metric, 33, Solver::kGram).left));
+}
+
 TEST_CASE("rows of the identity among others", "[lowrank]") {
   const at::Tensor rest = normal_matrix(3, 2, "rest");
   const IdentityRowsWeight weight(at::tensor({3, 1}, at::kInt), keep(rest));
