@@ -213,6 +213,14 @@ TEST_CASE("factors that do not follow each other are refused", "[corrupt][lowran
       Catch::Contains("[" + kMlp + "up_proj] the stored parts must fit together; [SumWeight] all parts"));
 }
 
+TEST_CASE("codes of a factor must have a shape that their groups divide", "[corrupt][lowrank]") {
+  const std::string shape = kGate + "_factor0.weight_shape";
+  REQUIRE(refusal(shape, [](at::Tensor& t) { t[1] = 12; }) ==
+          "[" + shape + "] group_size must divide the 12 input columns, as 4 does; received 8");
+  CHECK_THAT(refusal(shape, [](at::Tensor& t) { t = t.to(at::kComplexFloat); }),
+             Catch::Contains("[" + shape + "] must hold two integers"));
+}
+
 TEST_CASE("a shared weight must be stored, and fit", "[corrupt][lowrank]") {
   const std::string name = kKey + "_factor1.weight_shared_with";
   const auto with_owner = [&](const std::string& owner) {

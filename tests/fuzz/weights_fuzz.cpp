@@ -52,7 +52,7 @@ void run_block(const model::Model& model, model::Block& block) {
   linalg::Scratch scratch;
   try {
     block.forward(state, scratch);
-  } catch (const InvalidArgument&) {
+  } catch (const NumericalError&) {
   }
 }
 
