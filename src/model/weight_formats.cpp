@@ -278,15 +278,6 @@ StorageGroup composed_group(const char* format, const std::vector<WeightPtr>& pa
   return group;
 }
 
-WeightPtr load_matrix(const StoredOperator& op) {
-  at::Tensor matrix = op.read(".weight");
-  if (matrix.dim() == 2 && matrix.numel() > 0 && matrix.is_floating_point())
-    return std::make_shared<DenseWeight>(std::move(matrix));
-  throw CorruptFile(op.tensor(".weight"),
-                    fmt::format("must be a floating-point matrix that is not empty; it is {}",
-                                lowrank::part_text(matrix)));
-}
-
 /// Throws CorruptFile unless the tensor by which the format is known is there, in its type.
 void require_marker(const StoredOperator& part, const WeightFormat& format) {
   const auto type = part.type_of(format.marker);
@@ -513,6 +504,15 @@ const WeightFormat* find_weight_format(std::string_view name) {
     if (format.name == name) return &format;
   }
   return nullptr;
+}
+
+WeightPtr load_matrix(const StoredOperator& op) {
+  at::Tensor matrix = op.read(".weight");
+  if (matrix.dim() == 2 && matrix.numel() > 0 && matrix.is_floating_point())
+    return std::make_shared<DenseWeight>(std::move(matrix));
+  throw CorruptFile(
+      op.tensor(".weight"),
+      fmt::format("must be a floating-point matrix that is not empty; it is {}", lowrank::part_text(matrix)));
 }
 
 std::optional<StorageGroup> storage_group(const Weight& weight) {

@@ -80,6 +80,9 @@ std::span<const WeightFormat> weight_formats();
 /// The format of this name, or null.
 const WeightFormat* find_weight_format(std::string_view name);
 
+/// A weight that is stored as the matrix itself. Throws CorruptFile when that is no floating-point matrix.
+WeightPtr load_matrix(const StoredOperator& op);
+
 /// The group that a reader needs for `weight` as it saves itself, without targets; nothing for a dense one.
 std::optional<StorageGroup> storage_group(const Weight& weight);
 

@@ -203,14 +203,30 @@ TEST_CASE("factors that do not follow each other are refused", "[corrupt][lowran
              Catch::Contains("[" + kAttention + "q_proj] the stored parts must fit together"));
   CHECK_THAT(refusal(kQuery + "_factor1.weight", dense({6, 15})), Catch::Contains("must be [16, 16]"));
   REQUIRE(refusal(kQuery + "_factor1.weight", dense({6})) ==
-          "[" + kQuery + "_factor1.weight] must be a floating-point matrix; it is bfloat16 [6]");
+          "[" + kQuery +
+              "_factor1.weight] must be a floating-point matrix that is not empty; it is bfloat16 [6]");
   REQUIRE(refusal(kQuery + "_factor0.weight_rest.weight", [](at::Tensor& t) { t = t.to(at::kLong); }) ==
-          "[" + kQuery + "_factor0.weight_rest.weight] must be a floating-point matrix; it is int64 [10, 6]");
+          "[" + kQuery +
+              "_factor0.weight_rest.weight] must be a floating-point matrix that is not empty; it is int64 "
+              "[10, 6]");
   CHECK_THAT(refusal(kQuery + "_factor0.weight_rest.weight", dense({0, 6})),
-             Catch::Contains("the rest at least one row"));
+             Catch::Contains("that is not empty; it is bfloat16 [0, 6]"));
   CHECK_THAT(
       refusal(kUp + "_part0.weight_kronecker_shape", [](at::Tensor& t) { t[0] = 31; }),
       Catch::Contains("[" + kMlp + "up_proj] the stored parts must fit together; [SumWeight] all parts"));
+}
+
+TEST_CASE("a plain matrix must be of floating-point numbers", "[corrupt][lowrank]") {
+  FactoredLlama llama;
+  llama.store(kAttention + "q_proj", llama.matrix(16, 16));
+  llama.store(kAttention + "k_proj", llama.matrix(8, 16));
+  REQUIRE_NOTHROW(decode(llama));
+  for (const auto type : {at::kByte, at::kLong, at::kComplexFloat}) {
+    llama.tensors.at(kQuery) = at::ones({16, 16}, type);
+    CHECK_THAT(
+        refusal_of(llama),
+        Catch::StartsWith("[" + kQuery + "] must be a floating-point matrix that is not empty; it is "));
+  }
 }
 
 TEST_CASE("codes of a factor must have a shape that their groups divide", "[corrupt][lowrank]") {
