@@ -14,6 +14,9 @@
 namespace lcomp::lowrank {
 namespace {
 
+/// More padding than this times the matrix is not formed.
+constexpr int64_t kMostPadding = 4;
+
 /// Dimension `dim` of every core.
 std::vector<int64_t> core_sizes(const std::vector<at::Tensor>& cores, int64_t dim) {
   std::vector<int64_t> sizes(cores.size());
@@ -41,6 +44,16 @@ MaybePartFault find_core_fault(const std::vector<at::Tensor>& cores) {
   return {};
 }
 
+/// Whether the multiply-adds of a train, and so the elements on the way, can be counted in 64 bits.
+bool is_countable(const std::vector<at::Tensor>& cores) {
+  double bound = 1, rank = 1;
+  for (const at::Tensor& core : cores) {
+    bound *= static_cast<double>(core.size(1)) * static_cast<double>(core.size(2));
+    rank = std::max(rank, static_cast<double>(core.size(0)));
+  }
+  return bound * rank * rank <= 0x1p58;  // of a core, and there are at most 16, from both sides
+}
+
 /// The shape agrees with the cores.
 MaybePartFault find_train_shape_fault(const at::Tensor& shape, const std::vector<at::Tensor>& cores) {
   const std::vector<int64_t> numbers = integers_of(shape);
@@ -54,6 +67,10 @@ MaybePartFault find_train_shape_fault(const at::Tensor& shape, const std::vector
   }
   if (const auto fault = padding_fault(rows, numbers[0], "rows")) return PartFault{"tt_shape", *fault};
   if (const auto fault = padding_fault(columns, numbers[1], "columns")) return PartFault{"tt_shape", *fault};
+  if (!is_countable(cores)) {
+    return PartFault{"tt_shape", fmt::format("must be of a matrix that can be multiplied by; it is [{}, {}]",
+                                             numbers[0], numbers[1])};
+  }
   return {};
 }
 
@@ -168,6 +185,8 @@ TensorTrainWeight TensorTrainWeight::from_stored(TensorTrainParts parts, const s
 }
 
 at::Tensor TensorTrainWeight::dense() const {
+  const int64_t padded = c10::multiply_integers(row_shape_) * c10::multiply_integers(col_shape_);
+  if (padded / kMostPadding > out_ * in_) return rows(at::arange(out_, at::kLong));
   std::vector<at::Tensor> cores;
   for (const at::Tensor& core : parts_.cores) cores.push_back(core.to(at::kFloat));
   const at::Tensor matrix = full_matrix(cores).narrow(0, 0, out_).narrow(1, 0, in_);

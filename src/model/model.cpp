@@ -230,7 +230,7 @@ at::Tensor Model::read_finite(const std::string& name) const {
 
 WeightPtr Model::load_weight(const OperatorInfo& op) const {
   const auto* group = group_of(op);
-  if (group == nullptr) return std::make_shared<DenseWeight>(read_finite(op.name + ".weight"));
+  if (group == nullptr) return load_matrix({*this, op});
   const WeightFormat& format = *find_weight_format(group->format);
   WeightPtr weight = format.load(StoredOperator(*this, op), *group);
   if (weight->out_features() != op.out_features || weight->in_features() != op.in_features) {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <array>
 
 #include "io/json_util.h"
@@ -277,15 +278,28 @@ StorageGroup composed_group(const char* format, const std::vector<WeightPtr>& pa
   return group;
 }
 
+/// Throws CorruptFile unless the tensor by which the format is known is there, in its type.
+void require_marker(const StoredOperator& part, const WeightFormat& format) {
+  const auto type = part.type_of(format.marker);
+  if (type == format.marker_dtype) return;
+  throw CorruptFile(part.tensor(format.marker), fmt::format("must be {}, as the config has {} here; it is {}",
+                                                            name_of(format.marker_dtype), format.name,
+                                                            type ? name_of(*type) : "missing"));
+}
+
+/// A weight that another is made of. It has no more rows and columns than the operator has of either: a few
+/// stored numbers could otherwise stand for a matrix that fits into no memory.
 WeightPtr load_part(const StoredOperator& part, const StorageGroup& group) {
-  if (const WeightFormat* format = find_weight_format(group.format)) return format->load(part, group);
-  const at::Tensor matrix = part.read(".weight");
-  if (matrix.dim() != 2 || matrix.numel() == 0 || !matrix.is_floating_point()) {
-    throw CorruptFile(part.tensor(".weight"),
-                      fmt::format("must be a floating-point matrix that is not empty; it is {}",
-                                  lowrank::part_text(matrix)));
-  }
-  return std::make_shared<DenseWeight>(matrix);
+  const WeightFormat* format = find_weight_format(group.format);
+  if (format != nullptr) require_marker(part, *format);
+  WeightPtr weight = format == nullptr ? load_matrix(part) : format->load(part, group);
+  const OperatorInfo& whole = part.info();
+  const int64_t most = std::max(whole.out_features, whole.in_features);
+  if (std::max(weight->out_features(), weight->in_features()) <= most) return weight;
+  throw CorruptFile(whole.name, fmt::format("must have at most {} rows and columns, as a part of a [{}, {}] "
+                                            "operator; it is [{}, {}]",
+                                            most, whole.out_features, whole.in_features,
+                                            weight->out_features(), weight->in_features()));
 }
 
 /// What several stored weights make; `count` is the tensor with their number, `name_of` where each is stored.
@@ -294,7 +308,8 @@ WeightPtr load_composed(const StoredOperator& op, const StorageGroup& group, std
                         std::string (*name_of)(const std::string&, size_t)) {
   const at::Tensor stored = op.read(count);
   const auto expected = static_cast<int64_t>(group.parts.size());
-  if (stored.numel() != 1 || at::isFloatingType(stored.scalar_type()) || stored.item<int64_t>() != expected) {
+  const bool fits = stored.scalar_type() == at::kLong && stored.dim() == 1 && stored.numel() == 1;
+  if (!fits || stored.item<int64_t>() != expected) {
     throw CorruptFile(op.tensor(count),
                       fmt::format("must be the number of parts in the config, which has {}", expected));
   }
@@ -354,7 +369,16 @@ WeightPtr load_shared(const StoredOperator& op, const StorageGroup& group) {
   const at::Tensor text = op.read_codes(".weight_shared_with");
   std::string owner(reinterpret_cast<const char*>(text.data_ptr<uint8_t>()),
                     static_cast<size_t>(text.numel()));
-  if (owner.empty()) throw CorruptFile(op.tensor(".weight_shared_with"), "must name a weight; it is empty");
+  if (text.dim() != 1 || owner.empty())
+    throw CorruptFile(op.tensor(".weight_shared_with"),
+                      "must name a weight; it is empty or no list of bytes");
+  const WeightFormat* format = find_weight_format(group.parts.at(0).format);
+  const std::string_view marker = format == nullptr ? ".weight" : format->marker;
+  if (!op.part(owner).contains(marker)) {
+    throw CorruptFile(op.tensor(".weight_shared_with"),
+                      fmt::format("must name a weight that is stored; {} is not",
+                                  io::quote_name(owner + std::string(marker))));
+  }
   WeightPtr weight = load_part(op.part(owner), group.parts.at(0));
   const SharedBy by = op.is_in_block_of(owner) ? SharedBy::kInput : SharedBy::kModel;
   return std::make_shared<SharedWeight>(std::move(owner), std::move(weight), by);
@@ -480,6 +504,15 @@ const WeightFormat* find_weight_format(std::string_view name) {
     if (format.name == name) return &format;
   }
   return nullptr;
+}
+
+WeightPtr load_matrix(const StoredOperator& op) {
+  at::Tensor matrix = op.read(".weight");
+  if (matrix.dim() == 2 && matrix.numel() > 0 && matrix.is_floating_point())
+    return std::make_shared<DenseWeight>(std::move(matrix));
+  throw CorruptFile(
+      op.tensor(".weight"),
+      fmt::format("must be a floating-point matrix that is not empty; it is {}", lowrank::part_text(matrix)));
 }
 
 std::optional<StorageGroup> storage_group(const Weight& weight) {

@@ -31,6 +31,12 @@ class StoredOperator {
   std::string tensor(std::string_view suffix) const { return op_.name + std::string(suffix); }
   bool contains(std::string_view suffix) const { return model_.checkpoint().contains(tensor(suffix)); }
 
+  /// The type in which a tensor is stored; nothing when it is absent.
+  std::optional<io::StoredDtype> type_of(std::string_view suffix) const {
+    if (!contains(suffix)) return std::nullopt;
+    return model_.checkpoint().info(tensor(suffix)).dtype;
+  }
+
   /// A tensor that must be there, in its own type, with finite values. CorruptFile names what is wrong.
   at::Tensor read(std::string_view suffix) const { return model_.read_finite(tensor(suffix)); }
   /// The same, or an undefined tensor when it is absent.
@@ -73,6 +79,9 @@ std::span<const WeightFormat> weight_formats();
 
 /// The format of this name, or null.
 const WeightFormat* find_weight_format(std::string_view name);
+
+/// A weight that is stored as the matrix itself. Throws CorruptFile when that is no floating-point matrix.
+WeightPtr load_matrix(const StoredOperator& op);
 
 /// The group that a reader needs for `weight` as it saves itself, without targets; nothing for a dense one.
 std::optional<StorageGroup> storage_group(const Weight& weight);

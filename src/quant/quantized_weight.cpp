@@ -33,12 +33,21 @@ bool holds_codes(const at::Tensor& tensor, const QuantScheme& scheme) {
          tensor.max().item<int64_t>() <= scheme.highest_code();
 }
 
+/// The scheme must be one for a matrix of the size that `tensor` says.
+void require_stored_size(const QuantScheme& scheme, int64_t out, int64_t in, const std::string& tensor) {
+  try {
+    scheme.validate({out, in}, tensor);
+  } catch (const InvalidArgument& error) {
+    throw CorruptFile(error);
+  }
+}
+
 /// out and in from `weight_shape`.
 std::pair<int64_t, int64_t> stored_shape(const PackedTensors& tensors, const std::string& name) {
   const std::string where = name + ".weight_shape";
   if (!tensors.shape.defined())
     throw CorruptFile(where, "a packed weight must have its shape; the tensor is missing");
-  require_stored(tensors.shape.numel() == 2 && !tensors.shape.is_floating_point(), where,
+  require_stored(tensors.shape.numel() == 2 && at::isIntegralType(tensors.shape.scalar_type(), false), where,
                  "must hold two integers, out and in", tensors.shape);
   const at::Tensor shape = tensors.shape.to(at::kLong).contiguous();
   const int64_t out = shape.data_ptr<int64_t>()[0], in = shape.data_ptr<int64_t>()[1];
@@ -122,8 +131,8 @@ at::Tensor stored_group_index(const PackedTensors& tensors, const QuantScheme& s
   const at::Tensor& index = tensors.group_index;
   if (!index.defined()) return {};
   const std::string where = name + ".weight_g_idx";
-  require_stored(index.dim() == 1 && index.size(0) == in && !index.is_floating_point(), where,
-                 fmt::format("must hold the group of each of the {} columns", in), index);
+  require_stored(index.dim() == 1 && index.size(0) == in && at::isIntegralType(index.scalar_type(), false),
+                 where, fmt::format("must hold the group of each of the {} columns", in), index);
   if (index.eq(-1).any().item<bool>()) return {};
   const int64_t lowest = index.min().item<int64_t>(), highest = index.max().item<int64_t>(),
                 groups = scheme.groups(in);
@@ -188,7 +197,7 @@ QuantizedWeight::QuantizedWeight(const QuantScheme& scheme, at::Tensor codes, co
 QuantizedWeight QuantizedWeight::from_packed(const PackedTensors& tensors, const QuantScheme& scheme,
                                              const std::string& name) {
   const auto [out, in] = stored_shape(tensors, name);
-  scheme.validate({out, in}, name);
+  require_stored_size(scheme, out, in, name + ".weight_shape");
   at::Tensor codes = stored_codes(tensors, scheme, out, in, name);
   at::Tensor scale = stored_scale(tensors, scheme, out, in, name);
   at::Tensor zero = stored_zero(tensors, scheme, out, in, name);
@@ -204,7 +213,7 @@ QuantizedWeight QuantizedWeight::from_plain(const PlainTensors& tensors, const Q
   require_stored(tensors.codes.dim() == 2 && c10::elementSize(tensors.codes.scalar_type()) == 1, where,
                  "must be a matrix of bytes [out, in]", tensors.codes);
   const int64_t out = tensors.codes.size(0), in = tensors.codes.size(1);
-  scheme.validate({out, in}, name);
+  require_stored_size(scheme, out, in, where);
   const at::Tensor codes = tensors.codes.view(at::kChar);
   if (!holds_codes(codes, scheme)) {
     throw CorruptFile(where, scheme.format == NumberFormat::kInt

@@ -1,7 +1,9 @@
 // Any bytes as the safetensors file of a model of one block, in which operators are stored in all dense
-// formats, or in all sparse ones: refused as corrupt, or every weight decodes and can be applied. The seeds
-// are outputs of jobs on random llamas of that size, weights_config.json and sparse_weights_config.json their
-// config.json.
+// formats, in all sparse ones, or in all formats of factors and sums: refused as corrupt, or every weight
+// decodes and can be applied, and the block runs. The first two seeds are outputs of jobs on random llamas of
+// that size, weights_config.json and sparse_weights_config.json their config.json; the third and
+// factor_weights_config.json are tests/support/factored_llama.h, as tests/corrupt/factored_corrupt_test.cpp
+// writes it.
 #include <ATen/ATen.h>
 
 #include <array>
@@ -42,22 +44,41 @@ io::CheckpointPtr checkpoint_of(std::string_view file) {
   return std::make_shared<io::MemoryCheckpoint>(tensors, float8);
 }
 
+/// Numbers may overflow on the way, and inputs that are not finite are refused.
+void run_block(const model::Model& model, model::Block& block) {
+  for (size_t group = 0; group < block.groups().size(); ++group)
+    block.prepare(group, linalg::Precision::kF32);
+  model::SampleState state{model.embed(std::array<int64_t, 3>{0, 7, 3}), {}};
+  linalg::Scratch scratch;
+  try {
+    block.forward(state, scratch);
+  } catch (const NumericalError&) {
+  }
+}
+
 /// Throws what reading throws.
 void decode_block(const std::string& config, std::string_view file) {
   const model::Model model(config, checkpoint_of(file), "fuzz");
-  const model::Block block = model.load_block(0);
+  model::Block block = model.load_block(0);
   for (const model::LinearOp& op : block.ops()) {
     op.weight->dense();
     if (dynamic_cast<const quant::QuantizedWeight*>(op.weight.get()) == nullptr)
       op.weight->apply(at::ones({2, op.info.in_features}));
   }
+  if (const WeightPtr& embedding = model.compressed_embedding()) {
+    embedding->dense();
+    embedding->apply(at::ones({2, embedding->in_features()}));
+    model.head_rows(2, 5);
+  }
+  run_block(model, block);
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::array configs = {io::read_file(LCOMP_FUZZ_DIR "/weights_config.json"),
-                                     io::read_file(LCOMP_FUZZ_DIR "/sparse_weights_config.json")};
+                                     io::read_file(LCOMP_FUZZ_DIR "/sparse_weights_config.json"),
+                                     io::read_file(LCOMP_FUZZ_DIR "/factor_weights_config.json")};
   for (const std::string& config : configs) {
     try {
       decode_block(config, {reinterpret_cast<const char*>(data), size});

@@ -13,7 +13,7 @@ namespace lcomp::lowrank {
 class IdentityRowsWeight final : public Weight {
  public:
   /// pivots: integers [in], -1, or different from each other and in [0, out); rest: the other rows, at least
-  /// one. Throws InvalidArgument otherwise.
+  /// one, which does not round its input. Throws InvalidArgument otherwise.
   IdentityRowsWeight(const at::Tensor& pivots, WeightPtr rest);
 
   int64_t out_features() const override { return places_.numel(); }
