@@ -432,7 +432,7 @@ TEST_CASE("tensor trains as a job: sizes as planned, read back, worse than the b
 }
 
 TEST_CASE("factored jobs give the same bytes with two threads, and when they are killed and continued",
-          "[pipeline][lowrank][determinism][resume]") {
+          "[pipeline][lowrank][determinism][resume][slow]") {
   const test::TempDir dir;
   for (const auto& entry :
        {factor("svd_llm", {{"allocation", "budget"}}), factor("fwsvd"), factor("pca"), factor("tensor_train"),
