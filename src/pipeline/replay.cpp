@@ -1,4 +1,3 @@
-#include "io/json_util.h"
 #include "lcomp/core/error.h"
 #include "lcomp/io/checkpoint.h"
 #include "pipeline/run.h"
@@ -28,13 +27,7 @@ class LayeredCheckpoint final : public io::Checkpoint {
   const std::vector<std::string>& warnings() const override { return warnings_; }
 
  private:
-  const io::Checkpoint& of(const std::string& name) const {
-    const auto found = sources_.find(name);
-    if (found == sources_.end())
-      throw CorruptFile("finished blocks",
-                        "the tensor " + io::quote_name(name) + " must be there; it is not");
-    return *found->second;
-  }
+  const io::Checkpoint& of(const std::string& name) const { return *sources_.at(name); }
 
   std::map<std::string, io::CheckpointPtr> sources_;
   std::vector<std::string> names_;
