@@ -67,7 +67,7 @@ FileRecord CheckpointWriter::commit_part(const std::string& part) {
     by_name.emplace(added.info.name, added.tensor);
     total_bytes_ += added.info.bytes();
   }
-  SafetensorsWriter writer(work_dir_ / part_file(part), std::move(infos));
+  SafetensorsWriter writer(path_of(part), std::move(infos));
   for (const TensorInfo& info : writer.tensors())
     writer.append(info.name, bytes_of(by_name.at(info.name).detach().cpu().contiguous()));
   FileRecord record = writer.finish();
@@ -78,7 +78,7 @@ FileRecord CheckpointWriter::commit_part(const std::string& part) {
 }
 
 void CheckpointWriter::adopt_part(const std::string& part) {
-  const SafetensorsFile file(work_dir_ / part_file(part));
+  const SafetensorsFile file(path_of(part));
   parts_.push_back(part);
   for (const TensorInfo& info : file.tensors()) {
     if (!names_.insert(info.name).second)
@@ -89,15 +89,15 @@ void CheckpointWriter::adopt_part(const std::string& part) {
   }
 }
 
-std::filesystem::path CheckpointWriter::part_path(size_t part) const {
-  return work_dir_ / part_file(parts_[part]);
+std::filesystem::path CheckpointWriter::path_of(const std::string& part) const {
+  return work_dir_ / part_file(part);
 }
 
 std::vector<CheckpointWriter::Shard> CheckpointWriter::plan_shards(uint64_t shard_size) const {
   std::vector<Shard> shards(1);
   uint64_t filled = 0;
   for (size_t part = 0; part < parts_.size(); ++part) {
-    std::vector<TensorInfo> tensors = SafetensorsFile(part_path(part)).tensors();
+    std::vector<TensorInfo> tensors = SafetensorsFile(path_of(parts_[part])).tensors();
     std::sort(tensors.begin(), tensors.end(),
               [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
     for (TensorInfo& info : tensors) {
@@ -126,7 +126,8 @@ FileRecord CheckpointWriter::write_shard(const std::filesystem::path& path, cons
   size_t open_part = 0;
   for (const TensorInfo& info : writer.tensors()) {
     const size_t part = part_of.at(info.name);
-    if (!source || part != open_part) source = std::make_unique<SafetensorsFile>(part_path(open_part = part));
+    if (!source || part != open_part)
+      source = std::make_unique<SafetensorsFile>(path_of(parts_[open_part = part]));
     for (uint64_t done = 0; done < info.bytes();) {
       const auto piece = std::span(buffer).first(std::min(kReadBackBytes, info.bytes() - done));
       source->read_bytes(info.name, done, piece);

@@ -14,6 +14,7 @@ namespace {
 
 /// Linux moves at most 2^31 - 4096 bytes in one call; smaller requests keep signals from being delayed.
 constexpr size_t kMostPerCall = size_t{1} << 28;
+constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 
 std::string system_failure(const std::string& must_be, int code) {
   return fmt::format("the file must be {}; {}", must_be, std::strerror(code));
@@ -89,6 +90,18 @@ void read_all(const Descriptor& file, const std::filesystem::path& path, uint64_
           fmt::format("the file must be read; it ends at byte {}, before it did when opened", offset));
     out = out.subspan(static_cast<size_t>(got));
     offset += static_cast<uint64_t>(got);
+  }
+}
+
+void read_in_pieces(const Descriptor& file, const std::filesystem::path& path,
+                    const std::function<void(std::span<const std::byte>)>& take) {
+  const uint64_t size = file_size(file, path);
+  std::vector<std::byte> buffer(std::min(size, kPieceBytes));
+  for (uint64_t done = 0; done < size;) {
+    const auto piece = std::span(buffer).first(std::min(kPieceBytes, size - done));
+    read_all(file, path, done, piece);
+    take(piece);
+    done += piece.size();
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -62,6 +63,10 @@ void write_all(const Descriptor& file, const std::filesystem::path& path, std::s
 /// Fills `out` from `offset` on; a file that ends earlier is an error.
 void read_all(const Descriptor& file, const std::filesystem::path& path, uint64_t offset,
               std::span<std::byte> out);
+
+/// Hands the whole of a regular file to `take`, a megabyte at a time.
+void read_in_pieces(const Descriptor& file, const std::filesystem::path& path,
+                    const std::function<void(std::span<const std::byte>)>& take);
 
 void truncate_file(const Descriptor& file, const std::filesystem::path& path, uint64_t size);
 

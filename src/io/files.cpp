@@ -12,8 +12,6 @@
 namespace lcomp::io {
 namespace {
 
-constexpr size_t kCopyBytes = size_t{1} << 20;
-
 std::filesystem::path directory_of(const std::filesystem::path& path) {
   const std::filesystem::path parent = path.parent_path();
   return parent.empty() ? std::filesystem::path(".") : parent;
@@ -47,15 +45,9 @@ FileRecord write_file_atomic(const std::filesystem::path& path, std::string_view
 
 FileRecord copy_file_atomic(const std::filesystem::path& from, const std::filesystem::path& to) {
   const Descriptor source = open_input(from);
-  const uint64_t size = file_size(source, from);
+  file_size(source, from);  // refuses what is no regular file before anything is made
   AtomicFile target(to);
-  std::vector<std::byte> buffer(std::min<uint64_t>(size, kCopyBytes));
-  for (uint64_t done = 0; done < size;) {
-    const auto piece = std::span(buffer).first(std::min<uint64_t>(buffer.size(), size - done));
-    read_all(source, from, done, piece);
-    target.write(piece);
-    done += piece.size();
-  }
+  read_in_pieces(source, from, [&](std::span<const std::byte> piece) { target.write(piece); });
   return target.commit();
 }
 

@@ -2,10 +2,7 @@
 
 #include <xxhash.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-
+#include "io/descriptor.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp::io {
@@ -43,15 +40,9 @@ std::string hash_of(std::string_view text) {
 }
 
 std::string hash_of_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file)
-    throw ResourceError(path.string(), fmt::format("the file must be readable; {}", std::strerror(errno)));
   Hasher hasher;
-  std::vector<char> buffer(1 << 20);
-  while (file.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) || file.gcount() > 0) {
-    hasher.add(buffer.data(), static_cast<size_t>(file.gcount()));
-  }
-  if (file.bad()) throw ResourceError(path.string(), "the file must be readable to its end; a read failed");
+  read_in_pieces(open_input(path), path,
+                 [&](std::span<const std::byte> piece) { hasher.add(piece.data(), piece.size()); });
   return hasher.hex();
 }
 

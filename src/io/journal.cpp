@@ -2,6 +2,9 @@
 
 #include <fcntl.h>
 
+#include <map>
+#include <sstream>
+
 #include "io/descriptor.h"
 #include "io/journal_format.h"
 #include "lcomp/core/error.h"
@@ -21,7 +24,35 @@ std::string difference(const std::filesystem::path& dir, const FileRecord& recor
   return "";
 }
 
+/// The parts of a key of `job_key` by name.
+std::map<std::string, std::string> parts_of(const std::string& key) {
+  std::map<std::string, std::string> parts;
+  std::istringstream lines(key);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos) parts[line.substr(0, colon)] = line.substr(colon);
+  }
+  return parts;
+}
+
 }  // namespace
+
+std::string job_key(const std::vector<std::pair<std::string, std::string>>& parts) {
+  std::string key;
+  for (const auto& [name, value] : parts) key += fmt::format("{}: {}\n", name, value);
+  return key;
+}
+
+std::string other_job(const std::string& key, const std::string& wanted) {
+  const auto had = parts_of(key);
+  std::vector<std::string> differing;
+  for (const auto& [name, value] : parts_of(wanted)) {
+    const auto found = had.find(name);
+    if (found == had.end() || found->second != value) differing.push_back(name);
+  }
+  const std::string other = "it belongs to another job, or to this job with other settings or inputs";
+  return differing.empty() ? other : fmt::format("{} (other: {})", other, fmt::join(differing, ", "));
+}
 
 Journal::Journal(std::filesystem::path dir, const std::string& job_key)
     : dir_(std::move(dir)), path_(dir_ / kFileName) {
@@ -30,8 +61,7 @@ Journal::Journal(std::filesystem::path dir, const std::string& job_key)
     content = parse_journal(read_file(path_));
     if (!content.problem.empty()) discarded_ = fmt::format("[{}] {}", path_.string(), content.problem);
     if (content.job_key && content.job_key != job_key)
-      discarded_ = fmt::format("[{}] it belongs to another job, or to this job with other settings or inputs",
-                               path_.string());
+      discarded_ = fmt::format("[{}] {}", path_.string(), other_job(*content.job_key, job_key));
   }
   const bool ours = content.job_key == job_key;
   if (ours) {
@@ -54,6 +84,11 @@ Journal& Journal::operator=(Journal&&) noexcept = default;
 std::optional<std::string> Journal::job_of(const std::filesystem::path& dir) {
   if (!is_there(dir / kFileName)) return std::nullopt;
   return parse_journal(read_file(dir / kFileName)).job_key;
+}
+
+bool Journal::has(const std::string& step) const {
+  return std::any_of(records_.begin(), records_.end(),
+                     [&](const JournalRecord& record) { return record.step == step; });
 }
 
 std::optional<JournalRecord> Journal::committed(const std::string& step, const std::string& key,

@@ -92,6 +92,8 @@ WorkDir::WorkDir(const fs::path& output, const std::string& job_key)
   if (is_taken(output_) && !is_taken(path_)) refuse_existing(output_);
   lock();
   if (is_taken(output_)) {
+    // Killed in the last steps of `remove`: there is nothing to continue, and nothing that says whose it was.
+    if (list_directory(path_).size() == 1) remove();
     if (Journal::job_of(path_) != job_key || is_taken(staging())) refuse_existing(output_);
     published_ = true;
   }
@@ -121,10 +123,8 @@ void WorkDir::take_over(const std::string& job_key) {
   if (const auto job = Journal::job_of(path_); job != job_key) {
     const bool empty = list_directory(path_).size() == 1;  // the lock
     if (!empty)
-      discarded_ =
-          fmt::format("[{}] {}: its files are removed and the run starts from the beginning", path_.string(),
-                      job ? "it belongs to another job, or to this job with other settings or inputs"
-                          : "it has no valid journal");
+      discarded_ = fmt::format("[{}] {}: its files are removed and the run starts from the beginning",
+                               path_.string(), job ? other_job(*job, job_key) : "it has no valid journal");
     // Before the new journal is there: a crash in between must not leave foreign files under our journal.
     clear();
   }
@@ -164,7 +164,11 @@ void WorkDir::remove() {
     std::error_code entry_ignored;
     fs::remove_all(it->path(), entry_ignored);
   }
-  // The journal goes last but the lock: as long as it is there, `published` can be told.
+  // The journal goes last but the lock, on the disk too: as long as it is there, `published` can be told.
+  try {
+    sync_directory(path_);
+  } catch (const ResourceError&) {
+  }
   fs::remove(path_ / Journal::kFileName, ignored);
   fs::remove(path_ / kLockFile, ignored);
   fs::remove(path_, ignored);

@@ -18,15 +18,16 @@ using calib::ActivationCache;
 std::string block_step(int64_t block) {
   return fmt::format("block {}", block);
 }
-std::string part_name(int64_t block) {
-  return fmt::format("{:04}", block);
-}
 
 void prepare_all(model::Block& block, linalg::Precision precision) {
   for (size_t g = 0; g < block.groups().size(); ++g) block.prepare(g, precision);
 }
 
 }  // namespace
+
+std::string Run::part_name(int64_t block) {
+  return fmt::format("{:04}", block);
+}
 
 void Run::compress_blocks() {
   if (plan_.needs_gradients && gradient_key_.empty()) last_key_ = gradient_key_ = gradient_key();
@@ -67,16 +68,30 @@ int64_t Run::adopt_finished_blocks() {
   std::vector<BlockKey> keys;
   for (int64_t i = 0; i < model_.size(); ++i) {
     BlockKey key = block_key(keys.empty() ? last_key_ : keys.back().text, i);
-    const auto found = work_->journal().committed(block_step(i), key.text);
-    if (!found) break;
+    std::string reason;
+    const auto found = work_->journal().committed(block_step(i), key.text, &reason);
+    if (!found) {
+      if (work_->journal().has(block_step(i)))
+        observer_.note(fmt::format("block {} and what is behind it is done again: {}", i + 1, reason));
+      break;
+    }
     records.push_back(BlockRecord::from_json(found->note));
     keys.push_back(std::move(key));
   }
   auto count = static_cast<int64_t>(records.size());
   const bool done = count == model_.size();
   if (count > 0 && !done && samples_go_beyond(count - 1) && !restore_samples(count - 1, records.back())) {
-    observer_.note("the saved activations are gone or damaged: starting from the first block");
-    count = 0;
+    observer_.note(fmt::format(
+        "no activations are saved behind block {}: the samples pass the finished blocks again", count));
+    bool same = false;
+    try {
+      same = replay_samples(records);
+    } catch (const CorruptFile&) {  // what the finished blocks need stands in one that is to be done again
+    }
+    if (!same) {
+      observer_.note("they do not come out as before: starting from the first block");
+      count = 0;
+    }
   }
   for (int64_t i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
@@ -97,6 +112,10 @@ void Run::start_samples() {
   const int64_t widest = std::max({a.hidden_size, widths.heads * a.head_dim, widths.intermediate});
   const auto storage =
       plan_.activations_on_disk ? ActivationCache::Storage::kDisk : ActivationCache::Storage::kMemory;
+  // First, or the end of an old one would take the name of its successor's file.
+  samples_.runner.reset();
+  for (auto* cache : {&samples_.hidden, &samples_.work, &samples_.reference_hidden, &samples_.reference_work})
+    cache->reset();
   const auto make_cache = [&](int64_t width, const char* name) {
     const std::filesystem::path file = work_->path() / name;
     std::filesystem::remove(file);
@@ -125,6 +144,16 @@ std::filesystem::path Run::samples_file(int64_t block) const {
 
 std::filesystem::path Run::reference_file(int64_t block) const {
   return work_->path() / fmt::format("reference-{:04}.bin", block);
+}
+
+/// Hashes of both streams of samples behind the block; empty for a stream that there is not.
+std::pair<std::string, std::string> Run::save_samples(int64_t block) const {
+  const int64_t width = model_.architecture().hidden_size;
+  std::pair<std::string, std::string> hashes;
+  hashes.first = samples_.hidden->write_to(samples_file(block), width);
+  if (plan_.compares_streams)
+    hashes.second = samples_.reference_hidden->write_to(reference_file(block), width);
+  return hashes;
 }
 
 bool Run::restore_samples(int64_t block, const BlockRecord& record) {
@@ -384,12 +413,7 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
 /// a state from which the block is done again or found done.
 void Run::commit_block(int64_t index, const BlockKey& key, BlockRecord record) {
   const PhaseClock::Scope scope(clock_, "write");
-  if (samples_go_beyond(index)) {
-    const int64_t width = model_.architecture().hidden_size;
-    record.samples_hash = samples_.hidden->write_to(samples_file(index), width);
-    if (plan_.compares_streams)
-      record.reference_hash = samples_.reference_hidden->write_to(reference_file(index), width);
-  }
+  if (samples_go_beyond(index)) std::tie(record.samples_hash, record.reference_hash) = save_samples(index);
   const io::FileRecord part = writer_->commit_part(part_name(index));
   work_->journal().commit({block_step(index), key.text, {part}, record.to_json()});
   if (index > 0) {

@@ -109,8 +109,9 @@ void Run::step(const std::string& phase, int64_t done, int64_t total, const std:
   observer_.progress({phase, done, total, detail});
 }
 
-/// Everything but the model's weights that the bytes of the output depend on. Neither threads nor the memory
-/// budget nor the evaluation are part of it, so a run may be continued with others.
+/// Everything but the model's weights that the bytes of the output depend on, each part by its name and hash.
+/// Neither threads nor the memory budget nor the evaluation are part of it, so a run may be continued with
+/// others.
 std::string Run::job_key() const {
   Job same = job_;
   same.output.clear();
@@ -118,16 +119,21 @@ std::string Run::job_key() const {
   same.max_memory = 0;
   same.evaluate.reset();
   same.calibration.cache = CachePlace::kAuto;
-  io::Hasher hasher;
-  hasher.add(std::string(kVersion) + "\n" + to_json(same) + "\n" + model_.config_json() + "\n" +
-             precision_name(plan_.compute));
-  for (const std::string& file : files_) hasher.add(io::hash_of_file(file));
+  io::Hasher files;
+  for (const std::string& file : files_) files.add(io::hash_of_file(file));
   if (job_.embedding && !job_.embedding->segments.empty())
-    hasher.add(io::hash_of_file(job_.embedding->segments));
+    files.add(io::hash_of_file(job_.embedding->segments));
+  const bool calibrated = report_.calibration.has_value();
+  std::string tokenizer = calibrated ? report_.calibration->tokenizer_hash : "";
   if (job_.embedding && job_.embedding->method == lowrank::EmbeddingMethod::kMorphTe)
-    hasher.add(io::hash_of_file(std::filesystem::path(job_.model) / "tokenizer.json"));
-  if (report_.calibration) hasher.add(report_.calibration->text_hash + report_.calibration->tokenizer_hash);
-  return hasher.hex();
+    tokenizer += io::hash_of_file(std::filesystem::path(job_.model) / "tokenizer.json");
+  return io::job_key({{"settings", io::hash_of(to_json(same))},
+                      {"model config", io::hash_of(model_.config_json())},
+                      {"calibration text", calibrated ? report_.calibration->text_hash : ""},
+                      {"tokenizer", tokenizer},
+                      {"files that settings name", files.hex()},
+                      {"precision", precision_name(plan_.compute)},
+                      {"version of lcomp", kVersion}});
 }
 
 bool Run::take_work_dir() {

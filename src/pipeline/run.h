@@ -123,6 +123,7 @@ class Run {
   BlockKey block_key(const std::string& previous_key, int64_t block) const;
   int64_t adopt_finished_blocks();
   void start_samples();
+  std::pair<std::string, std::string> save_samples(int64_t block) const;
   bool restore_samples(int64_t block, const BlockRecord& record);
   BlockRecord compress_block(int64_t index);
   bool is_staged(size_t pass) const;
@@ -139,10 +140,15 @@ class Run {
   std::function<const PassOptions*(const std::string&)> settings_of(size_t entry, int64_t block) const;
   void store_block(const model::Block& block, BlockRecord& record);
   void commit_block(int64_t index, const BlockKey& key, BlockRecord record);
+  static std::string part_name(int64_t block);
   std::filesystem::path samples_file(int64_t block) const;
   void take_record(const BlockKey& key, BlockRecord record);
   std::filesystem::path reference_file(int64_t block) const;
   void fill_roofline();
+
+  // replay.cpp
+  model::Model written_so_far(const std::vector<BlockRecord>& records) const;
+  bool replay_samples(const std::vector<BlockRecord>& records);
 
   // gradient_sweep.cpp
   std::string gradient_key() const;

@@ -1,7 +1,9 @@
 // Ctrl-C: an orderly end with exit code 130, and the same command continues.
 #include <fmt/format.h>
 #include <signal.h>
+#include <unistd.h>
 
+#include <array>
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <filesystem>
@@ -31,6 +33,14 @@ std::vector<std::string> job(const fs::path& output) {
           "--set", "/evaluate=null"};
 }
 
+/// Waits for the first line of progress, which means that the run is at work.
+void wait_for_work(const fs::path& err) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (content(err).find("lcomp: ") == std::string::npos && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
 }  // namespace
 
 TEST_CASE("an interrupted run exits with 130 and the same command ends in the bytes of an undisturbed one",
@@ -46,11 +56,7 @@ TEST_CASE("an interrupted run exits with 130 and the same command ends in the by
   int code = 0;
   {
     Process process(arguments, (dir / "out").string(), err.string());
-    // The first line of progress means that the run is at work.
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (content(err).find("lcomp: ") == std::string::npos && std::chrono::steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
+    wait_for_work(err);
     process.send(SIGINT);
     code = process.wait();
   }
@@ -77,4 +83,21 @@ TEST_CASE("a second Ctrl-C kills at once", "[cli][interrupt]") {
   const int code = process.wait();
   CHECK((code == 128 + SIGINT || code == 130));
   CHECK_FALSE(fs::exists(dir / "killed"));
+}
+
+TEST_CASE("a second run on an output that is in work is refused with the process and the host of the first",
+          "[cli][interrupt]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = job(dir / "out");
+  arguments.insert(arguments.begin(), std::getenv("LCOMP_BINARY"));
+  Process first(arguments, (dir / "stdout").string(), (dir / "err").string());
+  wait_for_work(dir / "err");
+  const auto second = run_lcomp(job(dir / "out"));
+  CHECK(second.exit_code == 5);
+  std::array<char, 256> host{};
+  REQUIRE(::gethostname(host.data(), host.size()) == 0);
+  CHECK_THAT(second.err, Catch::Contains(fmt::format(
+                             "the working directory must be free; process {} on host {} is using it",
+                             first.id(), host.data())));
+  CHECK(first.wait() == 0);
 }

@@ -3,6 +3,10 @@
 #include <fstream>
 
 #include "lcomp/core/error.h"
+#include "lcomp/io/journal.h"
+#include "lcomp/io/safetensors.h"
+#include "lcomp/io/safetensors_writer.h"
+#include "lcomp/version.h"
 #include "pipeline/child_runs.h"
 #include "support/error_text.h"
 
@@ -188,7 +192,8 @@ TEST_CASE("a changed job starts from the beginning and says why", "[pipeline][re
   REQUIRE_THAT(
       watcher.notes[0],
       Catch::StartsWith("earlier work is not continued: ") &&
-          Catch::Contains("it belongs to another job, or to this job with other settings or inputs"));
+          Catch::Contains(
+              "it belongs to another job, or to this job with other settings or inputs (other: settings)"));
   REQUIRE(resumed_blocks(report) == 0);
   REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
 }
@@ -203,10 +208,12 @@ TEST_CASE("another calibration text under the same name is another job", "[pipel
   test::write_text(dir / "calib.txt", text.substr(1000));
   test::Watcher watcher;
   test::run(job, watcher);
-  REQUIRE_THAT(watcher.notes.at(0), Catch::StartsWith("earlier work is not continued: "));
+  REQUIRE_THAT(watcher.notes.at(0), Catch::StartsWith("earlier work is not continued: ") &&
+                                        Catch::Contains("(other: calibration text)"));
 }
 
-TEST_CASE("damaged saved activations start the run again instead of being believed", "[pipeline][resume]") {
+TEST_CASE("damaged saved activations are made again from the finished blocks instead of being believed",
+          "[pipeline][resume]") {
   const test::TempDir dir;
   const auto whole = run_through(dir / "whole");
   for (const bool remove : {false, true}) {
@@ -222,11 +229,101 @@ TEST_CASE("damaged saved activations start the run again instead of being believ
     }
     test::Watcher watcher;
     const auto report = test::run(job_to_kill(output), watcher);
-    REQUIRE(watcher.notes == std::vector<std::string>{
-                                 "the saved activations are gone or damaged: starting from the first block"});
-    REQUIRE(resumed_blocks(report) == 0);
+    REQUIRE(watcher.notes ==
+            std::vector<std::string>{
+                "no activations are saved behind block 2: the samples pass the finished blocks again",
+                "continuing after 2 finished blocks of 4"});
+    REQUIRE(resumed_blocks(report) == 2);
     REQUIRE(test::weights_hash(output) == whole.hash);
   }
+}
+
+TEST_CASE("activations that cannot be made again start the run from the beginning", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto whole = run_through(dir / "whole");
+  interrupt(job_to_kill(dir / "out"), 14);
+  const fs::path work = test::work_dir_of(dir / "out");
+  fs::remove(work / "samples-0001.bin");
+  // A journal that is in order, and speaks of other activations than the finished blocks give.
+  {
+    io::Journal journal(work, *io::Journal::job_of(work));
+    auto record = journal.records().back();
+    REQUIRE(record.step == "block 1");
+    Json note = Json::parse(record.note);
+    note["samples_hash"] = std::string(32, '0');
+    record.note = note.dump();
+    journal.commit(record);
+  }
+  test::Watcher watcher;
+  const auto report = test::run(job_to_kill(dir / "out"), watcher);
+  REQUIRE(watcher.notes.at(1) == "they do not come out as before: starting from the first block");
+  REQUIRE(resumed_blocks(report) == 0);
+  REQUIRE(test::weights_hash(dir / "out") == whole.hash);
+}
+
+TEST_CASE("a changed weight of a block has that block and those behind it done again, and the run says so",
+          "[pipeline][resume]") {
+  const test::TempDir dir;
+  const Json pass = GENERATE(test::pass("rtn"), test::pass("gptq"),
+                             test::pass("gptq", {{"mismatch", "fixed"}}), Json{{"method", "llm_int8"}},
+                             Json{{"method", "wanda"}}, Json{{"method", "svd"}, {"removed", 0.2}},
+                             Json{{"method", "lqer"}, {"bits", 3}, {"group_size", 64}, {"rank", 8}});
+  CAPTURE(pass.dump());
+  const fs::path model = test::copy_of_model(dir);
+  Json job = test::job_with(dir / "out", Json::array({pass}));
+  job["model"] = model.string();
+  struct Counter final : test::Watcher {
+    int last_block = 0;
+    void progress(const Progress& step) override {
+      if (step.phase == "compress" && step.done + 1 == step.total) last_block = signs;
+      Watcher::progress(step);
+    }
+  } counter;
+  test::run(job, counter);
+  fs::remove_all(dir / "out");
+  interrupt(job, counter.last_block - 1);  // three blocks are done
+
+  io::NamedTensors tensors;
+  {
+    const io::SafetensorsFile file(model / "model.safetensors");
+    for (const auto& info : file.tensors()) tensors.emplace_back(info.name, file.read(info.name).clone());
+  }
+  for (auto& [name, tensor] : tensors) {
+    if (name == "model.layers.2.mlp.up_proj.weight") tensor[0][0] += 1;
+  }
+  io::write_safetensors(model / "model.safetensors", tensors);
+  test::Watcher watcher;
+  const auto report = test::run(job, watcher);
+  REQUIRE(watcher.notes.front() ==
+          "block 3 and what is behind it is done again: it was committed for other inputs");
+  REQUIRE(watcher.notes.back() == "continuing after 2 finished blocks of 4");
+  REQUIRE(resumed_blocks(report) == 2);
+  job["output"] = (dir / "fresh").string();
+  test::run(job);
+  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+}
+
+TEST_CASE("work of another version of lcomp is not continued, and the run says so", "[pipeline][resume]") {
+  const test::TempDir dir;
+  const auto whole = run_through(dir / "whole");
+  interrupt(job_to_kill(dir / "out"), 14);
+  const fs::path work = test::work_dir_of(dir / "out");
+  std::string key = *io::Journal::job_of(work);
+  const std::string ours = std::string("version of lcomp: ") + kVersion;
+  const size_t at = key.find(ours);
+  REQUIRE(at != std::string::npos);
+  key.replace(at, ours.size(), "version of lcomp: 0.0.1");
+  {
+    const io::Journal mine(work, *io::Journal::job_of(work));
+    io::Journal theirs(work, key);
+    for (const auto& record : mine.records()) theirs.commit(record);
+  }
+  test::Watcher watcher;
+  const auto report = test::run(job_to_kill(dir / "out"), watcher);
+  REQUIRE_THAT(watcher.notes.at(0), Catch::StartsWith("earlier work is not continued: ") &&
+                                        Catch::Contains("(other: version of lcomp)"));
+  REQUIRE(resumed_blocks(report) == 0);
+  REQUIRE(test::weights_hash(dir / "out") == whole.hash);
 }
 
 TEST_CASE("a damaged part of a finished block is computed again", "[pipeline][resume]") {

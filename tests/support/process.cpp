@@ -5,10 +5,12 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
+#include <thread>
 
 #include "support/test_data.h"
 
@@ -57,10 +59,20 @@ void Process::send(int signal) const {
 }
 
 int Process::wait() {
-  int status = 0;
-  if (waitpid(pid_, &status, 0) != pid_) throw std::runtime_error("cannot wait for the program");
+  if (!ended_ && waitpid(pid_, &status_, 0) != pid_) throw std::runtime_error("cannot wait for the program");
   ended_ = true;
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
+}
+
+bool Process::ends_within(std::chrono::microseconds time) {
+  const auto deadline = std::chrono::steady_clock::now() + time;
+  while (!ended_) {
+    const auto left = deadline - std::chrono::steady_clock::now();
+    ended_ = waitpid(pid_, &status_, WNOHANG) == pid_;
+    if (ended_ || left.count() <= 0) break;
+    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(left, std::chrono::milliseconds(1)));
+  }
+  return ended_;
 }
 
 ProcessResult run_process(const std::vector<std::string>& arguments) {

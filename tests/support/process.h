@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -32,13 +33,17 @@ class Process {
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
 
+  int id() const { return pid_; }
   void send(int signal) const;
   /// The exit code, as in `ProcessResult`.
   int wait();
+  /// Waits for so long at most; whether the program has ended.
+  bool ends_within(std::chrono::microseconds time);
 
  private:
   int pid_ = -1;
   bool ended_ = false;
+  int status_ = 0;
 };
 
 }  // namespace lcomp::test

@@ -46,6 +46,9 @@ class CheckpointWriter final : public TensorSink {
   /// Counts the existing file of part `part` as stored, in place of `add` and `commit_part`.
   void adopt_part(const std::string& part);
 
+  /// The file that holds a part once it is committed.
+  std::filesystem::path path_of(const std::string& part) const;
+
   /// Stored bytes of all tensors in the parts so far.
   uint64_t total_bytes() const { return total_bytes_; }
 
@@ -68,7 +71,6 @@ class CheckpointWriter final : public TensorSink {
   };
 
   void add_pending(TensorInfo info, const at::Tensor& tensor);
-  std::filesystem::path part_path(size_t part) const;
   std::vector<Shard> plan_shards(uint64_t shard_size) const;
   FileRecord write_shard(const std::filesystem::path& path, const Shard& shard) const;
 

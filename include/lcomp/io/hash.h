@@ -28,7 +28,7 @@ class Hasher {
 
 std::string hash_of(std::string_view text);
 
-/// Hash of a file's bytes. Throws `ResourceError` when it cannot be read.
+/// Hash of a file's bytes. Throws as io/files.h says when it cannot be read.
 std::string hash_of_file(const std::filesystem::path& path);
 
 }  // namespace lcomp::io

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lcomp/io/files.h"
@@ -22,6 +23,13 @@ struct JournalRecord {
 
   bool operator==(const JournalRecord&) const = default;
 };
+
+/// The key of a job that depends on `parts`, names and values: a text from which it can be told later in what
+/// two jobs differ. No name has a newline or a colon, no value a newline.
+std::string job_key(const std::vector<std::pair<std::string, std::string>>& parts);
+
+/// Why work that was done under `key` is not continued under `wanted`: the parts that differ.
+std::string other_job(const std::string& key, const std::string& wanted);
 
 /// What a run has finished, so that a killed run continues instead of starting again.
 ///
@@ -49,6 +57,9 @@ class Journal {
   const std::string& discarded() const { return discarded_; }
   /// All records taken over or committed, in order.
   const std::vector<JournalRecord>& records() const { return records_; }
+
+  /// Whether `step` was ever committed, for whatever key.
+  bool has(const std::string& step) const;
 
   /// The last record of `step` if its key is `key` and its files are all there with the recorded size and
   /// hash (they are read). Otherwise nothing, and `reason` says why.

@@ -116,6 +116,9 @@ TEST_CASE("failing file operations name the path and the reason", "[io][files]")
                       Contains("none] the directory must be listed; No such file"));
   REQUIRE_THROWS_WITH(available_bytes(dir / "none"),
                       Contains("must be on a file system that can be examined; No such"));
+  REQUIRE_THROWS_WITH(hash_of_file(dir / "none"),
+                      Contains("none] the file must be opened; No such file or directory"));
+  REQUIRE_THROWS_AS(hash_of_file(dir / "pipe"), CorruptFile);
   std::filesystem::create_directory(dir / "d");
   REQUIRE_THROWS_WITH(write_file_atomic(dir / "d", ""),
                       Contains("d] the file must be given its name; Is a directory"));

@@ -154,6 +154,18 @@ TEST_CASE("the journal of another job is discarded with the reason", "[io][journ
   REQUIRE(Journal(dir.path(), "job").records().empty());
 }
 
+TEST_CASE("keys that list what a job depends on tell in what two jobs differ", "[io][journal]") {
+  const std::string first = job_key({{"settings", "a"}, {"text", ""}, {"version", "1"}});
+  const std::string second = job_key({{"settings", "b"}, {"text", ""}, {"version", "2"}});
+  CHECK(other_job(first, second) ==
+        "it belongs to another job, or to this job with other settings or inputs (other: settings, version)");
+  CHECK(other_job("opaque", "other") ==
+        "it belongs to another job, or to this job with other settings or inputs");
+  CHECK(other_job("opaque", first) ==
+        "it belongs to another job, or to this job with other settings or inputs (other: settings, text, "
+        "version)");
+}
+
 TEST_CASE("a process that dies right after a commit, or in the middle of one, loses nothing before it",
           "[io][journal]") {
   const test::TempDir dir;

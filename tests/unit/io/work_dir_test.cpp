@@ -132,6 +132,22 @@ TEST_CASE("a run killed between publishing and tidying up is recognised as done"
   REQUIRE_THROWS_AS(WorkDir(dir / "out", "job"), ConfigError);
 }
 
+TEST_CASE("what a run leaves that is killed in the last steps of tidying up goes with the next one",
+          "[io][work_dir]") {
+  const test::TempDir dir;
+  {
+    WorkDir work(dir / "out", "job");
+    write_file_atomic(work.staging() / "a", "1");
+    work.publish();
+  }
+  for (const bool locked : {true, false}) {
+    make_directories(dir / "out.lcomp-work");
+    if (locked) write_file_atomic(dir / "out.lcomp-work/lock", "process 1 on host gone");
+    REQUIRE_THROWS_AS(WorkDir(dir / "out", "job"), ConfigError);
+    REQUIRE(list_directory(dir.path()) == std::vector<std::filesystem::path>{dir / "out"});
+  }
+}
+
 TEST_CASE("an output that appeared beside unfinished work is refused and both are kept", "[io][work_dir]") {
   const test::TempDir dir;
   { const WorkDir work(dir / "out", "job"); }
