@@ -37,7 +37,8 @@ void throw_system_error(const std::filesystem::path& path, const std::string& mu
 }
 
 Descriptor open_file(const std::filesystem::path& path, int flags, int mode) {
-  const int fd = try_open(path, flags, mode);
+  // What is created is ours: a link that somebody has put there leads to what is not.
+  const int fd = try_open(path, (flags & O_CREAT) != 0 ? flags | O_NOFOLLOW : flags, mode);
   if (fd < 0) throw_system_error(path, (flags & O_CREAT) != 0 ? "created" : "opened");
   return Descriptor(fd);
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -60,6 +61,20 @@ bool still_named(const Descriptor& file, const fs::path& path) {
          ours.st_ino == named.st_ino && ours.st_dev == named.st_dev;
 }
 
+/// In a directory that others may write into, such as /tmp, somebody may have made the working directory
+/// first, to have what is written into it led elsewhere.
+void require_own(const fs::path& dir) {
+  struct stat status {};
+  if (::lstat(dir.c_str(), &status) != 0) throw_system_error(dir, "looked at");
+  if (S_ISDIR(status.st_mode) && status.st_uid == ::geteuid()) return;
+  throw ResourceError(
+      dir.string(),
+      fmt::format("the working directory must be a directory of this user ({}); it is {}. Remove it, or run "
+                  "as its owner",
+                  ::geteuid(),
+                  S_ISLNK(status.st_mode) ? "a symbolic link" : fmt::format("of user {}", status.st_uid)));
+}
+
 /// Temporary files of writers that were killed.
 void remove_temporaries(const fs::path& dir) {
   for (const fs::path& entry : list_directory(dir)) {
@@ -106,6 +121,7 @@ void WorkDir::lock() {
   const fs::path file = path_ / kLockFile;
   do {
     make_directories(path_);
+    require_own(path_);
     lock_ = std::make_unique<Descriptor>(open_file(file, O_RDWR | O_CREAT));
     if (::flock(lock_->get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK) throw_system_error(file, "locked");

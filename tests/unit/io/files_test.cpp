@@ -143,6 +143,14 @@ TEST_CASE("directories are made with their parents, listed in order and synchron
   REQUIRE_THROWS_AS(sync_tree(dir / "none"), CorruptFile);
 }
 
+TEST_CASE("a temporary file does not follow a link", "[io][files]") {
+  const test::TempDir dir;
+  write_file_atomic(dir / "precious", "kept");
+  std::filesystem::create_symlink(dir / "precious", dir / "a.tmp");
+  REQUIRE_THROWS_AS(write_file_atomic(dir / "a", "new"), ResourceError);
+  REQUIRE(read_file(dir / "precious") == "kept");
+}
+
 TEST_CASE("too little disk is refused with both figures", "[io][files]") {
   const test::TempDir dir;
   REQUIRE(available_bytes(dir.path()) > 0);

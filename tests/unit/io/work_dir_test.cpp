@@ -1,5 +1,7 @@
 #include "lcomp/io/work_dir.h"
 
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
 #include <thread>
 
@@ -50,6 +52,18 @@ TEST_CASE("an output that exists is refused at the start and at the end", "[io][
   std::filesystem::remove(dir / "late");
   work.publish();
   REQUIRE(is_there(dir / "late"));
+}
+
+TEST_CASE("a working directory that leads elsewhere, or is another user's, is refused", "[io][work_dir]") {
+  const test::TempDir dir;
+  std::filesystem::create_directory(dir / "elsewhere");
+  std::filesystem::create_directory_symlink(dir / "elsewhere", dir / "out.lcomp-work");
+  REQUIRE_THROWS_WITH(WorkDir(dir / "out", "job"), Contains("must be a directory of this user") &&
+                                                       Contains("it is a symbolic link. Remove it"));
+  REQUIRE(list_directory(dir / "elsewhere").empty());
+  std::filesystem::create_directory(dir / "other.lcomp-work");
+  if (::chown((dir / "other.lcomp-work").c_str(), 12345, static_cast<gid_t>(-1)) != 0) return;  // not root
+  REQUIRE_THROWS_WITH(WorkDir(dir / "other", "job"), Contains("it is of user 12345"));
 }
 
 TEST_CASE("an output needs a name", "[io][work_dir]") {
