@@ -73,7 +73,7 @@ class Export {
       for (const model::OperatorInfo& op : after.operators(block)) {
         const auto* stored = model_.group_of(op);
         if (stored != nullptr && (stored->input_activations || stored->format == "lcomp-llm-int8"))
-          throw Unsupported(op.name, "an operator that rounds its inputs cannot be written dense");
+          throw Unsupported(op.name, "the operator must not round its inputs to be written dense; it does");
       }
     }
     const model::BlockWidths widest = after.widest();
@@ -155,9 +155,13 @@ class Export {
 
   void verify() {
     Verification found;
-    std::string difference = compare_files(work_.staging(), record_, observer_, found);
+    const std::string changed = compare_files(work_.staging(), record_, observer_, found);
+    if (!changed.empty()) {
+      // Not ours: what was written was hashed on its way to the disk.
+      throw CorruptFile(work_.staging().string(), "the files must stay as they were written; " + changed);
+    }
     const model::Model written = model::Model::open(work_.staging());
-    if (difference.empty()) difference = compare_tensors(written, record_, found);
+    const std::string difference = compare_tensors(written, record_, found);
     if (!difference.empty())
       throw InternalError("export", "the written checkpoint must equal what was read; " + difference);
     result_.parameters = written.parameters();

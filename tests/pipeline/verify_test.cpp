@@ -7,6 +7,8 @@
 #include "lcomp/core/error.h"
 #include "lcomp/io/safetensors.h"
 #include "lcomp/io/safetensors_writer.h"
+#include "lcomp/pipeline/export.h"
+#include "lcomp/pipeline/pass.h"
 #include "pipeline/job_runs.h"
 #include "pipeline/output_record.h"
 #include "support/error_text.h"
@@ -69,6 +71,46 @@ at::Tensor& tensor(io::NamedTensors& tensors, const std::string& name) {
     if (known == name) return value;
   }
   throw std::runtime_error("no tensor " + name);
+}
+
+/// Stores twice what it stands for.
+class LyingWeight final : public Weight {
+ public:
+  explicit LyingWeight(at::Tensor matrix) : matrix_(std::move(matrix)) {}
+  int64_t out_features() const override { return matrix_.size(0); }
+  int64_t in_features() const override { return matrix_.size(1); }
+  at::Tensor dense() const override { return matrix_.to(at::kFloat); }
+  int64_t bytes() const override { return DenseWeight(matrix_).bytes(); }
+  std::string describe() const override { return "liar"; }
+  void save(TensorSink& sink, const std::string& name) const override {
+    DenseWeight(matrix_ * 2).save(sink, name);
+  }
+
+ private:
+  at::Tensor matrix_;
+};
+
+struct NoOptions {
+  void visit(FieldVisitor&) {}
+};
+
+pipeline::MethodInfo liar_method() {
+  pipeline::MethodInfo info;
+  info.name = "liar";
+  info.summary = "stores other values than it computes with";
+  info.default_options = [] { return std::make_unique<pipeline::PassOptionsOf<NoOptions>>(); };
+  info.plan_weight = [](const pipeline::PassOptions&, const pipeline::PlannedOperator& op) {
+    return pipeline::PlannedWeight{"liar", 2 * op.out_features * op.in_features};
+  };
+  info.make_passes = [](const pipeline::PassOptions&) {
+    return pipeline::chain_of(pipeline::linear_pass(
+        "liar", {}, false,
+        [](const at::Tensor& weight, const calib::InputStats&, const pipeline::PassOptions&,
+           pipeline::PassContext& context) {
+          return pipeline::MatrixResult{std::make_shared<LyingWeight>(weight.to(context.model_dtype)), {}};
+        }));
+  };
+  return info;
 }
 
 }  // namespace
@@ -158,6 +200,46 @@ TEST_CASE("a run does not publish files that changed after they were written", "
   REQUIRE(report["status"] == "failed");
   REQUIRE(report["verification"]["passed"] == false);
   REQUIRE(test::run(test::rtn_job(dir / "out")).verification->passed);
+}
+
+TEST_CASE("an export does not publish files that changed after they were written", "[pipeline][verify]") {
+  const test::TempDir dir;
+  const fs::path staged = test::work_dir_of(dir / "out") / "output";
+  test::Watcher watcher;
+  watcher.at_sign = [&](int) {
+    if (!watcher.steps.empty() && watcher.steps.back().phase == "verify" && watcher.steps.back().done == 1)
+      flip(staged / "tokenizer.json", 0);
+  };
+  const auto exported = [&](Observer& observer) {
+    watcher.steps.clear();
+    pipeline::export_model(test::bundled_model(), dir / "out", {}, observer);
+  };
+  REQUIRE_THROWS_AS(exported(watcher), CorruptFile);
+  REQUIRE(test::error_text([&] { exported(watcher); }) ==
+          "[" + staged.string() +
+              "] the files must stay as they were written; the file 'tokenizer.json' differs from what was "
+              "written");
+  REQUIRE_FALSE(fs::exists(dir / "out"));
+  Observer silent;
+  exported(silent);
+  REQUIRE(verdict(dir / "out").empty());
+}
+
+TEST_CASE("a method whose weights store other values than they stand for ends the run",
+          "[pipeline][verify]") {
+  const test::TempDir dir;
+  pipeline::MethodTable methods = pipeline::builtin_methods();
+  methods.add(liar_method());
+  Observer silent;
+  const auto run = [&] {
+    const Json job = test::job_with(dir / "out", Json::array({{{"method", "liar"}}}));
+    pipeline::run(pipeline::parse_job(job.dump(), "job", methods), methods, silent);
+  };
+  REQUIRE_THROWS_AS(run(), InternalError);
+  REQUIRE(test::error_text(run) ==
+          "[verify] the written checkpoint must equal what was computed; 'model.layers.0.self_attn.q_proj' "
+          "decodes to other values than were computed");
+  REQUIRE_FALSE(fs::exists(dir / "out"));
 }
 
 TEST_CASE("a record whose text was changed without changing its meaning is found", "[pipeline][verify]") {
