@@ -8,6 +8,7 @@
 #include "cli/console.h"
 #include "cli/failure.h"
 #include "cli/interrupt.h"
+#include "lcomp/core/error.h"
 #include "lcomp/core/nearest.h"
 #include "lcomp/version.h"
 
@@ -79,7 +80,7 @@ int run(const Command& command, const CommonOptions& common) {
       std::cout << answer.text;
     }
     std::cout.flush();
-    if (!std::cout) throw std::runtime_error("standard output cannot be written");
+    if (!std::cout) throw ResourceError("standard output", "the answer must be written; a write failed");
     return answer.exit_code;
   } catch (const std::exception& error) {
     return report(failure_of(error), common, console);

@@ -166,6 +166,7 @@ void check_job(const Job& job, const MethodTable& methods, Problems& problems) {
     break;
   }
   if (job.embedding) {
+    require(job.embedding->order != 1, "/embedding/order", "must be 0 or from 2 up; got 1");
     require(
         job.embedding->exceptions == 0 || !job.calibration.text.empty(), "/calibration/text",
         "must name a text, which tells the frequent tokens that /embedding/exceptions keeps; it is missing "

@@ -114,7 +114,9 @@ RowBook solve_row(Row& row, const SqueezeLlmOptions& options, c10::ScalarType ty
   }
   if (best.centers.empty()) {
     throw NumericalError(
-        kSqueezeLlm, "a row must have code books of finite loss in the type they are stored in; none has");
+        kSqueezeLlm,
+        fmt::format("a row must have a code book of finite loss in {}, in which it is stored; none has",
+                    dtype_name(type)));
   }
   return best;
 }
@@ -135,8 +137,9 @@ void check_inputs(const at::Tensor& weight, const at::Tensor& fisher, const Sque
                     fmt::join(weight.sizes(), ", "),
                     fisher.defined() ? fmt::format("[{}]", fmt::join(fisher.sizes(), ", ")) : "none"));
   }
-  if (!at::isfinite(fisher).all().item<bool>() || fisher.min().item<double>() < 0)
-    throw InvalidArgument(kSqueezeLlm, "squared gradients must be finite and at least 0; one is not");
+  if (!at::isfinite(fisher.to(at::kFloat)).all().item<bool>() || fisher.min().item<double>() < 0)
+    throw InvalidArgument(kSqueezeLlm,
+                          "squared gradients must be finite in float32 and at least 0; one is not");
 }
 
 /// Codes, and the differences from the centers that kept entries decode to.

@@ -73,6 +73,14 @@ TEST_CASE("with --json an error is also a document on standard output", "[cli]")
   CHECK(json::parse(run_lcomp({"list", "--jsn", "--json"}).out).at("error").at("kind") == "usage");
 }
 
+TEST_CASE("an answer that cannot be written is no success, and no bug", "[cli]") {
+  for (const char* command : {"list", "schema"}) {
+    const auto full = lcomp::test::run_lcomp_within("exec > /dev/full", {command});
+    CHECK(full.exit_code == 5);
+    CHECK(full.err == "lcomp: error: [standard output] the answer must be written; a write failed\n");
+  }
+}
+
 TEST_CASE("the version is printed", "[cli]") {
   const ProcessResult result = run_lcomp({"--version"});
   CHECK(result.exit_code == 0);

@@ -403,6 +403,7 @@ TEST_CASE("embeddings: what cannot work is refused", "[pipeline][lowrank][embedd
   CHECK_THAT(refusal({{"ratio", 0.5}}), Catch::Contains("/embedding/ratio"));
   CHECK_THAT(refusal({{"method", "tt"}}), Catch::Contains("must be one of low_rank, tensor_train"));
   CHECK_THAT(refusal({{"ratio", 100000}}), Catch::Contains("must leave"));
+  CHECK_THAT(refusal({{"order", 1}}), Catch::Contains("/embedding/order] must be 0 or from 2 up; got 1"));
   CHECK_THAT(refusal({{"exceptions", 1 << 20}}), Catch::Contains("must be fewer than the"));
   CHECK_THAT(refusal({{"method", "morphte"}, {"segments", "/nowhere.json"}}),
              Catch::Contains("/nowhere.json"));
@@ -476,6 +477,11 @@ TEST_CASE("factors: settings and orders that cannot work are refused", "[pipelin
   CHECK_THAT(refusal(Json::array({factor("oats", {{"pattern", "5:4"}})})), Catch::Contains("N:M"));
   CHECK_THAT(refusal(Json::array({factor("oats", {{"pattern", "2:4"}, {"removed", 0.6}})})),
              Catch::Contains("removed must be left out with pattern 2:4"));
+  CHECK_THAT(refusal(Json::array({factor("lqer", {{"range", "hessian"}, {"solver", "rtn"}})})),
+             Catch::Contains("range hessian needs the solver gptq; the solver is rtn"));
+  CHECK_THAT(refusal(Json::array({factor("tucker_heads", {{"targets", {"q_proj", "mlp.*"}}})})),
+             Catch::Contains("targets must be operators of the attention (q, k, v, o); "
+                             "'model.layers.0.mlp.gate_proj' is none"));
   CHECK_THAT(refusal(Json::array({factor("svd", {{"share", "auto"}})})),
              Catch::Contains("share must be none"));
   CHECK_THAT(refusal(Json::array({factor("lqer", {{"group_size", 64}, {"rank", 100000}})})),

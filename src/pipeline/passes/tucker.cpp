@@ -172,8 +172,9 @@ MethodInfo tucker_heads_method() {
   info.default_options = [] { return std::make_unique<TuckerPassOptions>(); };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     if (!op.attends)
-      throw InvalidArgument(kTucker,
-                            "targets must be operators of the attention (q, k, v, o); others are given");
+      throw InvalidArgument(
+          kTucker,
+          fmt::format("targets must be operators of the attention (q, k, v, o); '{}' is none", op.name));
     // Heads are not known here: cores, and a basis for each operator, of which some are shared.
     const auto& tucker = options.part<TuckerOptions>();
     const auto element = static_cast<int64_t>(c10::elementSize(op.dtype));
