@@ -109,7 +109,8 @@ WeightPtr fitted(const EmbeddingProblem& problem, const MorphemeIndex* morphemes
     case EmbeddingMethod::kMorphTe:
       break;
   }
-  if (morphemes == nullptr) throw InvalidArgument("embedding", "morphte must be given the tokens' morphemes");
+  if (morphemes == nullptr)
+    throw InvalidArgument("embedding", "morphte must be given the tokens' morphemes; there are none");
   return of_morphemes(problem, *morphemes, observer);
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "core/one_thread.h"
 #include "lcomp/core/error.h"
@@ -13,9 +14,10 @@ HeadBases head_bases(const std::vector<at::Tensor>& slices, int64_t head_dim, in
                      int64_t head_rank) {
   std::vector<at::Tensor> heads;  // [heads, head_dim, hidden]
   for (const at::Tensor& slice : slices) {
-    if (slice.dim() != 2 || slice.size(0) % head_dim != 0 || slice.size(1) != slices[0].size(1)) {
+    if (slice.dim() != 2 || slice.size(0) % head_dim != 0 || slice.size(1) != slices[0].size(-1)) {
       throw InvalidArgument("head_bases",
-                            fmt::format("every slice must be [heads x {}, {}]", head_dim, slices[0].size(1)));
+                            fmt::format("every slice must be [heads x {}, {}]; one is [{}]", head_dim,
+                                        slices[0].size(-1), fmt::join(slice.sizes(), ", ")));
     }
     heads.push_back(slice.to(at::kDouble).reshape({-1, head_dim, slice.size(1)}));
   }

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -136,12 +137,10 @@ std::vector<int64_t> pivots_of(Factors& factors) {
   return rows.order;
 }
 
-/// X with X basis = rows.
+/// X with X basis = rows. basis: pivot rows, which are independent.
 at::Tensor solved_for(const at::Tensor& basis, const at::Tensor& rows) {
-  at::Tensor solution, failed;
-  on_one_blas_thread([&] { std::tie(solution, failed) = at::linalg_solve_ex(basis.t(), rows.t()); });
-  if (failed.item<int>() != 0)
-    throw NumericalError("factored_weight", "the pivot rows must be independent; the factor lacks rank");
+  at::Tensor solution;
+  on_one_blas_thread([&] { solution = at::linalg_solve(basis.t(), rows.t()); });
   return solution.t().contiguous();
 }
 
@@ -182,7 +181,8 @@ InputMetric InputMetric::diagonal(const at::Tensor& scale) {
 
 InputMetric InputMetric::moment(const at::Tensor& h) {
   if (h.dim() != 2 || h.size(0) != h.size(1))
-    throw InvalidArgument("InputMetric", "the moment must be a square matrix");
+    throw InvalidArgument("InputMetric", fmt::format("the moment must be a square matrix; it is [{}]",
+                                                     fmt::join(h.sizes(), ", ")));
   InputMetric metric;
   metric.h_ = h.to(at::kDouble).contiguous();
   if (!at::isfinite(metric.h_).all().item<bool>())

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "lcomp/core/error.h"
+#include "lowrank/stored_parts.h"
 
 namespace lcomp::lowrank {
 namespace {
@@ -185,8 +186,11 @@ at::Tensor TensorTrain::full() const {
 }
 
 TrainResult tt_svd(const at::Tensor& tensor, const TrainLimits& limits) {
-  if (tensor.dim() < 1 || tensor.numel() == 0 || !tensor.is_floating_point())
-    throw InvalidArgument("tt_svd", "the tensor must be of floating-point numbers and not empty");
+  if (tensor.dim() < 1 || tensor.numel() == 0 || !tensor.is_floating_point()) {
+    throw InvalidArgument("tt_svd",
+                          fmt::format("the tensor must be of floating-point numbers and not empty; it is {}",
+                                      part_text(tensor)));
+  }
   const size_t d = static_cast<size_t>(tensor.dim());
   check_limits(limits, d - 1, "tt_svd");
   at::Tensor rest = tensor.to(at::kDouble).contiguous();

@@ -11,6 +11,7 @@
 
 #include "lcomp/core/error.h"
 #include "lcomp/linalg/svd.h"
+#include "lowrank/stored_parts.h"
 
 namespace lcomp::lowrank {
 namespace {
@@ -46,9 +47,9 @@ std::vector<int64_t> checked_modes(const at::Tensor& tensor, const std::vector<i
 
 at::Tensor checked_tensor(const at::Tensor& tensor, const char* where) {
   if (tensor.dim() >= 1 && tensor.numel() > 0 && tensor.is_floating_point()) return tensor.to(at::kDouble);
-  throw InvalidArgument(where, fmt::format("the tensor must be of floating-point numbers and not empty; it "
-                                           "has {} dimensions and {} elements",
-                                           tensor.dim(), tensor.numel()));
+  throw InvalidArgument(
+      where,
+      fmt::format("the tensor must be of floating-point numbers and not empty; it is {}", part_text(tensor)));
 }
 
 /// The first left singular vectors of the unfolding, [I_mode, rank].

@@ -31,8 +31,11 @@ void check_arguments(const at::Tensor& target, const at::Tensor& h, const std::v
     throw InvalidArgument("refine", fmt::format("the weight must be of integers; its format is {}",
                                                 name_of(start.scheme().format)));
   }
-  if (kept.defined() && (kept.scalar_type() != at::kBool || kept.sizes() != at::IntArrayRef{out, in}))
-    throw InvalidArgument("refine", fmt::format("the mask must be bool [{}, {}]", out, in));
+  if (kept.defined() && (kept.scalar_type() != at::kBool || kept.sizes() != at::IntArrayRef{out, in})) {
+    throw InvalidArgument("refine",
+                          fmt::format("the mask must be bool [{}, {}]; received [{}] of {}", out, in,
+                                      fmt::join(kept.sizes(), ", "), dtype_name(kept.scalar_type())));
+  }
   if (!added.empty() && static_cast<int64_t>(added.size()) != in) {
     throw InvalidArgument("refine",
                           fmt::format("what is added to the diagonal must have {} elements, or none; "

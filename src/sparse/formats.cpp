@@ -514,11 +514,17 @@ SparseTensors encode(const at::Tensor& given, SparseFormat format) {
                           fmt::format("the matrix must be float32, bfloat16 or float16 [out, in]; it is {}",
                                       shape_text(given)));
   }
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (format != SparseFormat::kBitmask && given.numel() > kMost) {
+    const int64_t nonzero = given.count_nonzero().item<int64_t>();
+    if (nonzero > kMost) {
+      throw InvalidArgument(
+          kWhere, fmt::format("the matrix must have less than 2^31 elements other than 0 for {}; it has {}",
+                              name_of(format), nonzero));
+    }
+  }
   const at::Tensor matrix = given.contiguous();
   SparseTensors stored{matrix.size(0), matrix.size(1), {}};
-  if (matrix.count_nonzero().item<int64_t>() > std::numeric_limits<int32_t>::max() &&
-      format != SparseFormat::kBitmask)
-    throw InvalidArgument(kWhere, "the matrix must have less than 2^31 elements other than 0; it has more");
   const at::ScalarType type = matrix.scalar_type();
   switch (format) {
     case SparseFormat::kDense:
@@ -532,8 +538,9 @@ SparseTensors encode(const at::Tensor& given, SparseFormat format) {
       break;
     case SparseFormat::kTwoOfFour:
       if (!is_two_of_four(matrix))
-        throw InvalidArgument(kWhere,
-                              "the matrix must have at most two elements other than 0 in each four columns");
+        throw InvalidArgument(
+            kWhere,
+            "the matrix must have at most two elements other than 0 in each four columns; it has more");
       with_bits(type, [&](auto bits) { encode_two_of_four<decltype(bits)>(matrix, stored); });
       break;
     case SparseFormat::kBlockedEll:

@@ -173,7 +173,7 @@ void check(const at::Tensor& weight, const quant::GptqFactor& factor, const Spar
                                               fmt::join(factor.second_moment.sizes(), ", ")));
   }
   if (!factor.order.empty())
-    throw InvalidArgument(kWhere, "the factor must be in the plain order of columns");
+    throw InvalidArgument(kWhere, "the factor must be in the plain order of columns; it is in another");
 }
 
 /// Wanda's mask, weights otherwise as they are or rounded.

@@ -58,9 +58,14 @@ std::vector<Chunk> chunks_of(const std::vector<std::vector<double>>& sorted, int
 void check_scores(const UnitScores& scores, const UnitCosts& costs) {
   const bool fits = !scores.attention.empty() && scores.attention.size() == scores.channels.size() &&
                     costs.attention > 0 && costs.channel > 0 && costs.channel_step > 0;
-  if (!fits)
-    throw InvalidArgument("search_units",
-                          "scores must be of the same blocks, at least one, and costs above 0");
+  if (!fits) {
+    throw InvalidArgument(
+        "search_units",
+        fmt::format("scores must be of the same blocks, at least one, and costs above 0; there are scores of "
+                    "{} and {} blocks, and costs of {} and {}, in steps of {}",
+                    scores.attention.size(), scores.channels.size(), costs.attention, costs.channel,
+                    costs.channel_step));
+  }
 }
 
 [[noreturn]] void throw_budget(double least, double budget) {
@@ -83,8 +88,13 @@ void check_measured(const UnitScores& scores, const MeasuredCosts& costs) {
   if (!fits) {
     throw InvalidArgument(
         "search_units",
-        "scores must be of the same blocks, at least one, and costs must not fall and reach as "
-        "far as the largest block");
+        fmt::format(
+            "scores must be of the same blocks, at least one, and costs must not fall and reach as "
+            "far as the largest block; there are scores of {} and {} blocks of up to {} and {} units, "
+            "and costs of up to {} and {}",
+            scores.attention.size(), scores.channels.size(), most(scores.attention), most(scores.channels),
+            static_cast<int64_t>(costs.attention.size()) - 1,
+            static_cast<int64_t>(costs.channels.size()) - 1));
   }
 }
 

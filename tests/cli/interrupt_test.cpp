@@ -101,3 +101,15 @@ TEST_CASE("a second run on an output that is in work is refused with the process
                              first.id(), host.data())));
   CHECK(first.wait() == 0);
 }
+
+TEST_CASE("a measurement of storages ends between two of them", "[cli][interrupt][bench]") {
+  const lcomp::test::TempDir dir;
+  Process process({std::getenv("LCOMP_BINARY"), "bench", "--shape", "512x512", "--density",
+                   "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9", "--repeat", "50"},
+                  (dir / "out").string(), (dir / "err").string());
+  wait_for_work(dir / "err");
+  process.send(SIGINT);
+  CHECK(process.wait() == 130);
+  CHECK(content(dir / "out").empty());
+  CHECK_THAT(content(dir / "err"), Catch::EndsWith("error: [bench] the measurement was asked to stop\n"));
+}

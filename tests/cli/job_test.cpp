@@ -272,6 +272,18 @@ TEST_CASE("threads that cannot start end a run with the code of the system's lim
   CHECK(fs::is_empty(dir.path()));
 }
 
+TEST_CASE("threads whose buffers find no room end a run with the code of the system's limits", "[cli][run]") {
+  const lcomp::test::TempDir dir;
+  std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
+  arguments.insert(arguments.end(), {"--threads", "128"});
+  const ProcessResult run = run_lcomp_within("ulimit -v 12000000", arguments);
+  INFO(run.err);
+  CHECK(run.exit_code == 5);
+  CHECK_THAT(run.err, Catch::Contains("[ThreadPool] the address space must have room for the ") &&
+                          Catch::Contains(" MB that OpenBLAS works in with 128 threads; it has not"));
+  CHECK(fs::is_empty(dir.path()));
+}
+
 TEST_CASE("a run that is short of address space ends with the code of the system's limits", "[cli][run]") {
   const lcomp::test::TempDir dir;
   std::vector<std::string> arguments = small_job("run", "demo_sparsegpt", dir / "out");

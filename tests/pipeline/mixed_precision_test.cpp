@@ -144,6 +144,9 @@ TEST_CASE("budgets and widths that cannot be met are refused before anything is 
                                                  {{"match", "k_proj"}, {"min_bits", 4}}})}}),
                Catch::Contains("min_bits must not exceed max_bits for operators that read one input; for "
                                "'model.layers.0.self_attn.q_proj' and those beside it they are 4 and 3"));
+  REQUIRE_THAT(error({{"bits", 3}}),
+               Catch::Contains("bits is what the method chooses, between min_bits and max_bits; set those "
+                               "instead of bits, which is 3"));
   REQUIRE_FALSE(fs::exists(dir / "out"));
 }
 

@@ -4,6 +4,7 @@
 #include "lcomp/core/error.h"
 #include "lcomp/eval/evaluate.h"
 #include "lcomp/model/model.h"
+#include "lcomp/pipeline/export.h"
 #include "lcomp/quant/llm_int8.h"
 #include "lcomp/quant/quantized_input_weight.h"
 #include "lcomp/quant/rtn.h"
@@ -64,6 +65,12 @@ TEST_CASE("int8 writes int-quantized weights with input_activations and reads th
   const double before = perplexity(test::bundled_model()), after = perplexity(dir / "out");
   REQUIRE(after != before);
   REQUIRE(after < before * 1.01);
+  Observer silent;
+  const auto exported = [&] { pipeline::export_model(dir / "out", dir / "dense", {}, silent); };
+  REQUIRE_THROWS_AS(exported(), Unsupported);
+  REQUIRE(test::error_text(exported) ==
+          "[model.layers.0.self_attn.q_proj] the operator must not round its inputs to be written dense; it "
+          "does");
 }
 
 TEST_CASE("static ranges are calibrated, stored and verified", "[pipeline][int8]") {

@@ -13,6 +13,7 @@
 #include "lcomp/sparse/sparse_weight.h"
 #include "lcomp/sparse/sparsity.h"
 #include "pipeline/child_runs.h"
+#include "pipeline/edit_model.h"
 #include "support/error_text.h"
 
 namespace fs = std::filesystem;
@@ -276,6 +277,22 @@ TEST_CASE("orders and patterns that cannot work are refused with the reason", "[
                Catch::Contains("pattern must be 2:4 or 1:4 for storage 2:4; it is unstructured"));
   REQUIRE_THAT(error(Json::array({prune("sparsegpt", {{"quantize", true}, {"refit", true}})})),
                Catch::Contains("refit must be off where the kept weights are quantized"));
+  REQUIRE_THAT(error(Json::array({prune("wrp", {{"pattern", "unstructured"}})})),
+               Catch::Contains("[wrp] pattern must be N:M, such as 2:4; it is unstructured"));
+  REQUIRE_THAT(error(Json::array({prune("wrp", {{"recover_as", "blocks"}, {"block_edge", 32}})})),
+               Catch::Contains("[wrp] block_edge must be 64, that of the stored blocks; it is 32"));
+}
+
+TEST_CASE("a storage of 16 bits is refused to a model of float32", "[pipeline][sparse]") {
+  const test::TempDir dir;
+  const fs::path model = test::copy_of_model(dir);
+  test::edit_tensors(model, [](io::NamedTensors& tensors) {
+    for (auto& [name, tensor] : tensors) tensor = tensor.to(at::kFloat);
+  });
+  Json job = prune_job(dir / "out", "wanda", {{"storage", "tiled_csl"}});
+  job["model"] = model.string();
+  REQUIRE_THAT(test::error_text([&] { test::run(job); }),
+               Catch::Contains("the model must be bfloat16 or float16 for storage tiled_csl; it is float32"));
 }
 
 TEST_CASE("an inspection says of pruned operators how they are stored, and no grid that they do not have",

@@ -7,6 +7,7 @@
 #include "lcomp/model/model.h"
 #include "lcomp/pipeline/export.h"
 #include "pipeline/child_runs.h"
+#include "pipeline/edit_model.h"
 #include "support/error_text.h"
 #include "support/tiny_llama.h"
 
@@ -258,6 +259,8 @@ TEST_CASE("settings of structured pruning that cannot work are refused with the 
   CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ignore", {"*k_proj"}}})})),
              Catch::Contains("attention units have a part in each of their operators") &&
                  Catch::Contains("'model.layers.0.self_attn.k_proj' is not"));
+  CHECK_THAT(error(Json::array({shrink("llm_pruner", {{"ratio", 0.99}})})),
+             Catch::EndsWith("with 0.99 it does not (a block would keep none)"));
   for (const double ratio : {0.99, 1.0}) {
     CHECK_THAT(error(Json::array({shrink("fisher_mask", {{"ratio", ratio}})})),
                Catch::Contains(
@@ -309,6 +312,36 @@ TEST_CASE("settings of structured pruning that cannot work are refused with the 
       Catch::Contains("must be as in the pass"));
 }
 
+TEST_CASE("strict: columns that no bounded factor makes up for end a run", "[pipeline][structured]") {
+  const test::TempDir dir;
+  const fs::path model = test::copy_of_model(dir);
+  // Channels with the largest weights that say a thirtieth of what their twins say.
+  test::edit_tensors(model, [](io::NamedTensors& tensors) {
+    for (auto& [name, tensor] : tensors) {
+      if (name.find(".mlp.") == std::string::npos) continue;
+      const bool is_down = name.find("down_proj") != std::string::npos;
+      const at::Tensor twins = tensor.chunk(2, is_down ? 1 : 0)[1];
+      const double factor = is_down ? 1.0 / 3000 : name.find("up_proj") != std::string::npos ? 100 : 1;
+      tensor.chunk(2, is_down ? 1 : 0)[0].copy_(twins * factor);
+    }
+  });
+  Json job = shrink_job(dir / "out", "llm_pruner",
+                        {{"importance", "l2"},
+                         {"targets", "mlp.*"},
+                         {"ratio", 0.5},
+                         {"compensate", "scales"},
+                         {"damping", 1e-6}});
+  job["model"] = model.string();
+  const auto report = test::run(job);
+  CHECK(std::any_of(report.operators.begin(), report.operators.end(),
+                    [](const auto& row) { return row.fell_back; }));
+  job["output"] = (dir / "strict").string();
+  job["strict"] = true;
+  CHECK_THROWS_AS(test::run(job), NumericalError);
+  CHECK_THAT(test::error_text([&] { test::run(job); }),
+             Catch::Contains("[compensate] columns must be made up for; a factor left [-10, 10]"));
+}
+
 TEST_CASE("an export is dense, padded to one width, and computes the same",
           "[pipeline][structured][export]") {
   const test::TempDir dir;
@@ -317,6 +350,14 @@ TEST_CASE("an export is dense, padded to one width, and computes the same",
                                                         test::pass("rtn", {{"group_size", 8}})})));
   CHECK_THAT(test::error_text([&] { pipeline::export_model(dir / "uneven", dir / "out", {}, silent); }),
              Catch::Contains("the blocks must have one width, or be padded to one (--pad-widths)"));
+  CHECK_FALSE(fs::exists(dir / "out"));
+  test::Watcher stopped;
+  stopped.stops = [](int) { return true; };
+  const auto broken = [&] {
+    pipeline::export_model(dir / "uneven", dir / "out", {.pad_widths = true}, stopped);
+  };
+  CHECK_THROWS_AS(broken(), Interrupted);
+  CHECK(test::error_text(broken) == "[export] the export was asked to stop");
   CHECK_FALSE(fs::exists(dir / "out"));
   const auto result = pipeline::export_model(dir / "uneven", dir / "out", {.pad_widths = true}, silent);
   const auto uneven = model::Model::open(dir / "uneven"), even = model::Model::open(dir / "out");

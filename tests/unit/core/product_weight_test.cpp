@@ -4,9 +4,11 @@
 
 #include <catch2/catch.hpp>
 
+#include "lcomp/core/shared_weight.h"
 #include "lcomp/core/sum_weight.h"
 #include "support/error_text.h"
 #include "support/matrices.h"
+#include "support/rounding_weight.h"
 #include "support/tensor_map.h"
 
 using lcomp::DenseWeight;
@@ -61,4 +63,18 @@ TEST_CASE("factors that do not fit are refused", "[core][product]") {
                ProductWeight({a, b});
              }),
              Catch::Contains("factor 1 must have as many rows as the one before has columns, 4; it has 5"));
+  CHECK(error_text([&] {
+          ProductWeight({a, lcomp::test::rounding_weight(4, 12)});
+        }) == "[ProductWeight] no factor may round its input; one does");
+}
+
+TEST_CASE("parts that do not fit are refused", "[core][product]") {
+  const WeightPtr a = dense(normal_matrix(9, 4, "a")), b = dense(normal_matrix(9, 5, "b"));
+  CHECK(error_text([&] { SumWeight({a}); }) == "[SumWeight] at least two parts must be given; there are 1");
+  CHECK(error_text([&] { SumWeight({a, b}); }) == "[SumWeight] all parts must be [9, 4]; one is [9, 5]");
+  CHECK(error_text([&] {
+          SumWeight({a, lcomp::test::rounding_weight(9, 4)});
+        }) == "[SumWeight] no part may round its input; one does");
+  CHECK(error_text([&] { lcomp::SharedWeight("", a, lcomp::SharedBy::kModel); }) ==
+        "[SharedWeight] the owner must be named; the name is empty");
 }

@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "support/error_text.h"
 #include "support/fixture_models.h"
@@ -136,6 +137,21 @@ TEST_CASE("operators are timed by kind and in total, for every number of tokens"
   REQUIRE(error_text([&] {
             eval::operator_latencies(model, nullptr, options_with(ticking(), {0}), pool, silent);
           }) == "[latency] tokens must be from 1 up; received 0");
+}
+
+TEST_CASE("a measurement that is asked to stop ends at once", "[eval][latency]") {
+  struct Stopper final : Observer {
+    bool cancelled() override { return true; }
+  } stopper;
+  const auto model = pruned_llama();
+  ThreadPool pool(1);
+  const auto by_kind = [&] {
+    eval::operator_latencies(model, nullptr, options_with(ticking()), pool, stopper);
+  };
+  const auto whole = [&] { eval::block_latency(model, nullptr, 5, options_with(ticking()), stopper); };
+  REQUIRE_THROWS_AS(by_kind(), Interrupted);
+  REQUIRE(error_text(by_kind) == "[latency] the measurement was asked to stop");
+  REQUIRE(error_text(whole) == "[latency] the measurement was asked to stop");
 }
 
 TEST_CASE("a sample is timed through the blocks of both models, whatever their number", "[eval][latency]") {

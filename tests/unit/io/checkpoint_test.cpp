@@ -143,7 +143,8 @@ TEST_CASE("a directory without safetensors is refused by what it has", "[io][che
   REQUIRE_THROWS_AS(open_checkpoint(dir.path()), CorruptFile);
   REQUIRE_THROWS_WITH(
       open_checkpoint(dir.path()),
-      Contains("the directory must have model.safetensors or model.safetensors.index.json; it has no"));
+      Contains(
+          "the directory must have model.safetensors or model.safetensors.index.json; it has no weights"));
   write_file_atomic(dir / "weights.gguf", "x");
   REQUIRE_THROWS_AS(open_checkpoint(dir.path()), Unsupported);
   REQUIRE_THROWS_WITH(open_checkpoint(dir.path()), Contains("it has weights.gguf"));

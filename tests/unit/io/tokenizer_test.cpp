@@ -202,6 +202,14 @@ TEST_CASE("merges are read in both notations", "[io][tokenizer]") {
   REQUIRE(load(document).encode("abc") == Ids{4});
 }
 
+TEST_CASE("a document of another version is refused", "[io][tokenizer]") {
+  Json document = abc_document();
+  document["version"] = "2.0";
+  REQUIRE_THROWS_AS(load(document), lcomp::Unsupported);
+  REQUIRE_THROWS_WITH(load(document),
+                      Catch::EndsWith("/version] the version must be \"1.0\"; it is \"2.0\""));
+}
+
 TEST_CASE("a model without a type that has merges is a BPE", "[io][tokenizer]") {
   Json document = abc_document();
   document["model"].erase("type");

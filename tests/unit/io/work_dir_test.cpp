@@ -8,6 +8,7 @@
 #include "lcomp/core/error.h"
 #include "lcomp/io/files.h"
 #include "support/child_process.h"
+#include "support/error_text.h"
 #include "support/test_data.h"
 
 using namespace lcomp;
@@ -160,6 +161,32 @@ TEST_CASE("what a run leaves that is killed in the last steps of tidying up goes
     REQUIRE_THROWS_AS(WorkDir(dir / "out", "job"), ConfigError);
     REQUIRE(list_directory(dir.path()) == std::vector<std::filesystem::path>{dir / "out"});
   }
+}
+
+TEST_CASE("work of another run that cannot be removed is told", "[io][work_dir]") {
+  namespace fs = std::filesystem;
+  const test::TempDir dir;
+  fs::permissions(dir.path(), fs::perms::all);
+  const fs::path closed = dir / "out.lcomp-work/closed";
+  const std::string error = test::in_child([&]() -> std::string {
+    constexpr uid_t kNobody = 65534;
+    if (::geteuid() == 0 && ::seteuid(kNobody) != 0) return "root";
+    {
+      const WorkDir work(dir / "out", "job");
+      make_directories(closed);
+      write_file_atomic(closed / "file", "1");
+    }
+    fs::permissions(closed, fs::perms::owner_read | fs::perms::owner_exec);
+    const std::string text = test::error_text([&] { WorkDir(dir / "out", "other"); });
+    fs::permissions(closed, fs::perms::owner_all);
+    return text;
+  });
+  if (error == "root") {
+    WARN("skipped: root can remove everything, and cannot become another user here");
+    return;
+  }
+  REQUIRE(error ==
+          fmt::format("[{}] what another run left must be removed; Permission denied", closed.string()));
 }
 
 TEST_CASE("an output that appeared beside unfinished work is refused and both are kept", "[io][work_dir]") {

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "lcomp/core/rng.h"
+#include "lcomp/lowrank/embedding.h"
 #include "lcomp/lowrank/kronecker.h"
 #include "lcomp/lowrank/kronecker_sum_weight.h"
 #include "lcomp/lowrank/morpheme_weight.h"
@@ -126,7 +127,7 @@ TEST_CASE("word2ketXS: what does not fit is refused", "[lowrank][ket]") {
   CHECK_THAT(error_text([&] { fit_word2ketxs(table.flatten(), {}); }),
              Catch::Contains("a floating-point matrix"));
   CHECK_THAT(error_text([&] { fit_word2ketxs(table, {.order = 1}); }),
-             Catch::Contains("must lie in [2, 8]; it is 1"));
+             Catch::Contains("the order must lie in [2, 8]; it is 1"));
   CHECK_THAT(error_text([&] { fit_word2ketxs(table, {.rank = 0}); }),
              Catch::Contains("the rank must be at least 1"));
   CHECK_THAT(error_text([&] { fit_word2ketxs(table, {.order = 3, .t = 3}); }),
@@ -254,4 +255,18 @@ TEST_CASE("MorphTE: what does not fit is refused", "[lowrank][morphte]") {
   bad[3][3] = std::numeric_limits<double>::quiet_NaN();
   CHECK_THAT(error_text([&] { fit_morphte(bad, index, 16, {}); }), Catch::Contains("must be finite"));
   CHECK(fit_morphte(at::zeros({50, 20}), index, 16, {.sweeps = 1}).relative_error == 0);
+}
+
+TEST_CASE("embeddings: options that do not fit are refused", "[lowrank][embedding]") {
+  const at::Tensor table = normal_matrix(50, 16, "table");
+  EmbeddingOptions options;
+  const auto text = [&] {
+    return error_text([&] { fit_embedding(table, options, {}, nullptr, at::kFloat); });
+  };
+  options.order = 1;
+  CHECK(text() == "[embedding] order must be 0 or from 2 up; it is 1");
+  options.order = 0;
+  options.ratio = 2;
+  options.method = EmbeddingMethod::kMorphTe;
+  CHECK(text() == "[embedding] morphte must be given the tokens' morphemes; there are none");
 }

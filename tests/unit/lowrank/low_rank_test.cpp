@@ -10,6 +10,7 @@
 #include "lcomp/lowrank/identity_rows_weight.h"
 #include "support/error_text.h"
 #include "support/matrices.h"
+#include "support/rounding_weight.h"
 #include "support/tensor_map.h"
 #include "support/test_data.h"
 
@@ -272,6 +273,9 @@ TEST_CASE("rows of the identity among others", "[lowrank]") {
   for (const at::Tensor& bad : {at::tensor({3, 3}, at::kInt), at::tensor({0, 5}, at::kInt)})
     CHECK_THAT(error_text([&] { IdentityRowsWeight(bad, keep(rest)); }),
                Catch::Contains("different rows below 5"));
+  CHECK(error_text([&] {
+          IdentityRowsWeight(at::tensor({3, 1}, at::kInt), lcomp::test::rounding_weight(3, 2));
+        }) == "[IdentityRowsWeight] the rest must not round its input; it does");
 }
 
 TEST_CASE("low rank: the same at any number of threads; bad arguments are refused", "[lowrank][threads]") {
@@ -289,5 +293,6 @@ TEST_CASE("low rank: the same at any number of threads; bad arguments are refuse
              Catch::Contains("the rank must lie in [1, 6]; it is 7"));
   CHECK_THAT(error_text([&] { low_rank(w, InputMetric::plain(8), 2, Solver::kAuto, at::zeros({6})); }),
              Catch::Contains("must be positive"));
-  CHECK_THAT(error_text([&] { InputMetric::moment(w); }), Catch::Contains("square"));
+  CHECK(error_text([&] { InputMetric::moment(w); }) ==
+        "[InputMetric] the moment must be a square matrix; it is [6, 8]");
 }

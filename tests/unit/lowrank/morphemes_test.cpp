@@ -82,7 +82,7 @@ TEST_CASE("morphemes: what does not fit is refused", "[lowrank][morphemes]") {
   const TableSegmenter table({});
   CHECK_THAT(error_text([&] { morpheme_index({}, table, 3); }), Catch::Contains("there must be tokens"));
   CHECK_THAT(error_text([&] { morpheme_index({"a"}, table, 0); }),
-             Catch::Contains("must lie in [1, 16]; it is 0"));
+             Catch::Contains("the order must lie in [1, 16]; it is 0"));
   CHECK_THAT(error_text([&] { morpheme_index({"a"}, table, 3, {1}); }),
              Catch::Contains("special tokens must lie in [0, 1); one is 1"));
 }

@@ -226,8 +226,11 @@ TEST_CASE("trains: what does not fit is refused", "[lowrank][train]") {
                tt_svd(t, {.ranks = {1, 2, 3}});
              }),
              Catch::Contains("one for each of 2 cuts; there are 3"));
-  CHECK_THAT(error_text([&] { tt_svd(t, {.ranks = {0}}); }), Catch::Contains("at least 1; one is 0"));
-  CHECK_THAT(error_text([&] { tt_svd(at::zeros({0}), {}); }), Catch::Contains("not empty"));
+  CHECK_THAT(error_text([&] { tt_svd(t, {.ranks = {0}}); }),
+             Catch::Contains("ranks must be at least 1; one is 0"));
+  CHECK_THAT(
+      error_text([&] { tt_svd(at::zeros({0}), {}); }),
+      Catch::Contains("the tensor must be of floating-point numbers and not empty; it is float32 [0]"));
   CHECK_THAT(error_text([&] {
                tt_round(TensorTrain{{t, t}}, {});
              }),
@@ -247,5 +250,6 @@ TEST_CASE("trains: what does not fit is refused", "[lowrank][train]") {
              }),
              Catch::Contains("a floating-point matrix"));
   CHECK_THAT(error_text([&] { train_cost({2}, {2}, {1}); }), Catch::Contains("one more rank"));
-  CHECK_THAT(error_text([&] { balanced_shape(0, 2); }), Catch::Contains("at least 1; they are 0 and 2"));
+  CHECK_THAT(error_text([&] { balanced_shape(0, 2); }),
+             Catch::Contains("n and d must be at least 1; they are 0 and 2"));
 }

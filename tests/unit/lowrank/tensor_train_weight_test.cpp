@@ -169,7 +169,7 @@ TEST_CASE("tensor trains: wrong arguments are refused", "[lowrank][weight]") {
   CHECK_THAT(error_text([&] { TensorTrainWeight(4, 4, {}); }),
              Catch::Contains("[TensorTrainWeight] the tt_core0 must be there"));
   CHECK_THAT(error_text([&] { TensorTrainWeight(matrix, at::kDouble); }),
-             Catch::Contains("must be float32, bfloat16 or float16; it is float64"));
+             Catch::Contains("the type must be float32, bfloat16 or float16; it is float64"));
   CHECK_THAT(error_text([&] { TensorTrainWeight(matrix, at::kFloat, at::ones({5})); }),
              Catch::Contains("the tt_input_scale must be"));
   const TensorTrainWeight weight(matrix, at::kFloat);

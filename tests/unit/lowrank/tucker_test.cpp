@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 #include <limits>
 
+#include "lcomp/lowrank/head_tucker.h"
 #include "support/error_text.h"
 #include "support/matrices.h"
 
@@ -133,7 +134,14 @@ TEST_CASE("Tucker: what does not fit is refused", "[lowrank][tucker]") {
                hosvd(t, {1, 1}, {1, 0});
              }),
              Catch::Contains("modes must ascend; they are 1, 0"));
-  CHECK_THAT(error_text([&] { hosvd(at::zeros({0, 2}), {1, 1}); }), Catch::Contains("not empty"));
+  CHECK_THAT(
+      error_text([&] {
+        hosvd(at::zeros({0, 2}), {1, 1});
+      }),
+      Catch::Contains("the tensor must be of floating-point numbers and not empty; it is float32 [0, 2]"));
+  CHECK(error_text([&] {
+          head_bases({normal_matrix(8, 6, "q"), normal_matrix(6, 6, "k")}, 4, 2, 2);
+        }) == "[head_bases] every slice must be [heads x 4, 6]; one is [6, 6]");
   CHECK_THAT(error_text([&] {
                hooi(t, {1, 1, 1}, {}, {.max_sweeps = 0});
              }),

@@ -124,7 +124,8 @@ TEST_CASE("rope_parameters per type of layer are read when they agree", "[model]
   REQUIRE(two.inverse_frequencies(10) == plain.inverse_frequencies(10));
   REQUIRE_THROWS_WITH(
       read(R"("rope_parameters":{"full_attention":{"rope_theta":7.0},"sliding_attention":)" + linear + "},"),
-      Catch::Contains("/rope_parameters/sliding_attention] must equal full_attention"));
+      Catch::Contains("/rope_parameters/sliding_attention] must equal full_attention: angles that differ "
+                      "between layers are not supported"));
   REQUIRE_THROWS_WITH(read(R"("rope_parameters":{"rope_theta":7.0},"rope_scaling":)" + linear + ","),
                       Catch::Contains("/rope_scaling] must not contradict rope_parameters"));
 }

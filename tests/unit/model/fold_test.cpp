@@ -10,6 +10,7 @@
 #include "support/error_text.h"
 #include "support/matrices.h"
 #include "support/test_data.h"
+#include "support/tiny_bert.h"
 #include "support/tiny_llama.h"
 
 using namespace lcomp;
@@ -158,6 +159,21 @@ TEST_CASE("a fold refuses scales that do not fit", "[model][fold]") {
           "[fold_input_scale] input channels of 'attention_output' that come from one row of "
           "'model.layers.0.self_attn.v_proj' must have one scale; received different ones");
   REQUIRE_FALSE(block.replaced(0));
+}
+
+TEST_CASE("a group behind which nothing linear stands takes no scale", "[model][fold]") {
+  const auto model = test::TinyBert().model();
+  model::Block block = model.load_block(0);
+  int without = 0;
+  for (size_t g = 0; g < block.groups().size(); ++g) {
+    if (model::absorber_rows(block, g).defined()) continue;
+    ++without;
+    const std::string& name = block.groups()[g].name;
+    REQUIRE(test::error_text([&] { model::fold_input_scale(block, g, at::ones({16})); }) ==
+            "[fold_input_scale] the group '" + name +
+                "' must have a norm or operator in front that can take a scale; it has none");
+  }
+  REQUIRE(without > 0);
 }
 
 TEST_CASE("only norms and biases of the block can be set, and with their shape", "[model][block]") {

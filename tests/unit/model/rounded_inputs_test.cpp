@@ -10,6 +10,7 @@
 #include "lcomp/quant/rtn.h"
 #include "support/error_text.h"
 #include "support/matrices.h"
+#include "support/rounding_weight.h"
 #include "support/tensor_map.h"
 #include "support/test_data.h"
 #include "support/tiny_llama.h"
@@ -35,11 +36,12 @@ const std::string kOperator = "model.layers.0.self_attn.q_proj";
 
 /// A tiny model with one stored operator, and what its config says of it.
 model::Model with_operator(const Weight& weight, const nlohmann::json& group, const std::string& method,
-                           const std::function<void(std::map<std::string, at::Tensor>&)>& damage = {}) {
+                           const std::function<void(std::map<std::string, at::Tensor>&)>& damage = {},
+                           const std::string& name = kOperator) {
   test::TinyLlama tiny;
-  tiny.tensors.erase(kOperator + ".weight");
+  tiny.tensors.erase(name + ".weight");
   test::TensorMap saved;
-  weight.save(saved, kOperator);
+  weight.save(saved, name);
   tiny.tensors.merge(saved.all);
   if (damage) damage(tiny.tensors);
   tiny.config["quantization_config"] = {
@@ -111,6 +113,19 @@ TEST_CASE("static ranges are read back with the weight", "[model][quantization]"
   REQUIRE(read->describe() == weight.describe());
   const at::Tensor x = test::normal_matrix(5, 16, "x").to(at::kFloat);
   REQUIRE(read->apply(x).equal(weight.apply(x)));
+}
+
+TEST_CASE("an embedding that rounds its input is refused", "[model][quantization]") {
+  const std::string name = "model.embed_tokens";
+  auto group = group_of("int-quantized");
+  group["targets"] = {name};
+  group["input_activations"] = {
+      {"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
+  const auto open = [&] {
+    with_operator(*test::rounding_weight(40, 16), group, "compressed-tensors", {}, name);
+  };
+  REQUIRE_THROWS_AS(open(), CorruptFile);
+  REQUIRE(test::error_text(open) == "[tiny] '" + name + "' must not round its input; it does");
 }
 
 TEST_CASE("damaged static ranges are refused", "[model][quantization]") {

@@ -206,6 +206,14 @@ TEST_CASE("a syntax error is reported with its place", "[pipeline][options]") {
         "[job.json: line 1, column 12] must not repeat a key in an object; \"a\" comes twice");
 }
 
+TEST_CASE("settings know their parts, and no other", "[pipeline][options]") {
+  const test::RtnToy settings;
+  CHECK(settings.part<test::ToyScheme>().bits == 4);
+  REQUIRE_THROWS_AS(settings.part<test::ToyTuning>(), InternalError);
+  CHECK(error_text([&] { settings.part<test::ToyTuning>(); }) ==
+        "[PassOptions::part] the settings must have the part asked for");
+}
+
 TEST_CASE("comments are allowed and keys keep their order", "[pipeline][options]") {
   const Json document = parse_document("// first\n{ /* z */ \"z\": 1, \"a\": [true] // end\n}", "job");
   CHECK(document.dump() == R"({"z":1,"a":[true]})");

@@ -186,4 +186,7 @@ TEST_CASE("arguments that do not fit are refused by refine", "[quant][refine]") 
           "[refine] the second moment must be [32, 32] of float32 or float64; received [3, 32] of float64");
   REQUIRE(text(p.weight, p.h, {1, 2}) ==
           "[refine] what is added to the diagonal must have 32 elements, or none; received 2");
+  REQUIRE(error_text([&] {
+            refine(p.weight, p.h, {}, p.start, {}, nullptr, at::ones({4, 32}));
+          }) == "[refine] the mask must be bool [4, 32]; received [4, 32] of float32");
 }

@@ -156,6 +156,9 @@ TEST_CASE("SmoothQuant refuses what does not fit", "[quant][smooth]") {
   CHECK(test::error_text([&] {
           smooth_scale(problem.weights, problem.abs_max, 0.5, at::ones({3}, at::kLong));
         }) == "[smooth_scale] sources must be int64 [16]; received 3 values");
+  problem.schemes[1].range = RangeRule::kHessian;
+  CHECK(test::error_text([&] { problem.search(); }) ==
+        "[smooth_search] range must be min_max or mse, since no second moment is given; it is hessian");
   problem.schemes.pop_back();
   CHECK(test::error_text([&] { problem.search(); }) ==
         "[smooth_search] there must be a scheme for each weight and samples [tokens, 16]; received 1 schemes "

@@ -116,6 +116,28 @@ TEST_CASE("a 2 x 10 matrix is stored as documented", "[sparse][formats]") {
   REQUIRE(csr.parts.at("_row_offsets").equal(at::tensor({0, 2, 3}, at::kInt)));
 }
 
+TEST_CASE("matrices that a format does not take are refused", "[sparse][formats]") {
+  const at::Tensor matrix = normal_matrix(4, 8, "w").to(at::kFloat);
+  const auto text = [](const at::Tensor& m, SparseFormat format) {
+    return error_text([&] { encode(m, format); });
+  };
+  CHECK(text(matrix.to(at::kDouble), SparseFormat::kCsr) ==
+        "[sparse::encode] the matrix must be float32, bfloat16 or float16 [out, in]; it is float64 [4, 8]");
+  CHECK(
+      text(matrix, SparseFormat::kTwoOfFour) ==
+      "[sparse::encode] the matrix must have at most two elements other than 0 in each four columns; it has "
+      "more");
+  CHECK(text(matrix, SparseFormat::kTiledCsl) ==
+        "[sparse::encode] the matrix must be bfloat16 or float16 for tiled_csl; it is float32");
+}
+
+TEST_CASE("more elements than 32 bits count are refused before they are copied", "[sparse][formats][slow]") {
+  const at::Tensor matrix = at::ones({1, 1}).expand({1 << 16, 1 << 15});
+  CHECK(error_text([&] { encode(matrix, SparseFormat::kCsr); }) ==
+        "[sparse::encode] the matrix must have less than 2^31 elements other than 0 for csr; it has "
+        "2147483648");
+}
+
 TEST_CASE("stored parts that do not fit are refused by name", "[sparse][formats]") {
   const at::Tensor matrix = pruned(6, 20, {.pattern = "2:4"}, at::kBFloat16);
   const auto text = [&](SparseFormat format, const std::string& part, const auto& damage) {
@@ -145,6 +167,11 @@ TEST_CASE("stored parts that do not fit are refused by name", "[sparse][formats]
           "[op.weight_tile_words] must have places below 8192; word 0 has another");
   REQUIRE(text(SparseFormat::kTiledCsl, "_tile_offsets", [](at::Tensor& t) { t[0] = 1; }) ==
           "[op.weight_tile_offsets] must go from 0 to the 60 words in units of 4, the last one twice");
+  for (const SparseFormat format : kFormats) {
+    REQUIRE(text(format, "_shape", gone) == "[op.weight_shape] must be int64 [2]; it is not");
+    REQUIRE(text(format, "_shape", [](at::Tensor& t) { t = t.to(at::kInt); }) ==
+            "[op.weight_shape] must be int64 [2]; it is not");
+  }
   REQUIRE(text(SparseFormat::kCsr, "_shape", [](at::Tensor& t) { t[0] = 0; }) ==
           "[op.weight_shape] must be two numbers from 1 up; they are 0 and 20");
   REQUIRE(text(SparseFormat::kTwoOfFour, "_shape", [](at::Tensor& t) { t[1] = 21; }) ==

@@ -166,6 +166,10 @@ TEST_CASE("what does not fit is refused", "[sparse][sparsegpt]") {
   REQUIRE(text({.pattern = "4:4"}) ==
           "[sparsegpt] pattern must be unstructured, or N:M with 1 <= N < M <= 64; received '4:4'");
   REQUIRE(text({.sparsity = 1.5}) == "[sparsegpt] sparsity must be in [0, 1]; received 1.5");
+  const auto ordered = lcomp::quant::gptq_factor(h, {.granularity = lcomp::quant::Granularity::kChannel},
+                                                 {.act_order = lcomp::quant::ActOrder::kActivation});
+  REQUIRE(error_text([&] { sparsegpt(w, ordered, kHalf); }) ==
+          "[sparsegpt] the factor must be in the plain order of columns; it is in another");
   const lcomp::quant::QuantScheme raw{
       .symmetric = false, .group_size = 4, .asymmetric_convention = lcomp::quant::AsymmetricConvention::kRaw};
   REQUIRE(text(kHalf, {}, &raw) ==

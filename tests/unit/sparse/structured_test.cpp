@@ -118,7 +118,11 @@ TEST_CASE("a search keeps its budget, its least and its step", "[sparse][structu
         "[search_units] the budget must cover what every block keeps, 4; it is 3.5");
   CHECK(test::error_text([&] { search_uniform_units(two, as_measured({}, 1, 2), 1, 3.5, {1}); }) ==
         "[search_units] the budget must cover what every block keeps, 4; it is 3.5");
-  CHECK_THROWS_AS(search_units({{{1}}, {}}, {}, 3), InvalidArgument);
+  CHECK(test::error_text([&] {
+          search_units({{{1}}, {}}, {}, 3);
+        }) ==
+        "[search_units] scores must be of the same blocks, at least one, and costs above 0; there are scores "
+        "of 1 and 0 blocks, and costs of 1 and 1, in steps of 1");
 }
 
 TEST_CASE("rearrangement never raises what the removed units cost", "[sparse][structured]") {
@@ -273,6 +277,11 @@ TEST_CASE("a search under measured costs is as good as one under multiples, and 
   const UnitScores one{{{3, 2, 1}}, {{1}}};
   CHECK(search_measured_units(one, {{0, 1, 5, 5}, {0, 1}}, 1, 6) == UnitCounts{{3}, {1}});
   CHECK(search_measured_units(one, {{0, 1, 5, 5}, {0, 1}}, 1, 5.9) == UnitCounts{{1}, {1}});
-  CHECK_THROWS_AS(search_measured_units(one, {{0, 1, 5}, {0, 1}}, 1, 6), InvalidArgument);
+  CHECK(test::error_text([&] {
+          search_measured_units(one, {{0, 1, 5}, {0, 1}}, 1, 6);
+        }) ==
+        "[search_units] scores must be of the same blocks, at least one, and costs must not fall and "
+        "reach as far as the largest block; there are scores of 1 and 1 blocks of up to 3 and 1 units, "
+        "and costs of up to 2 and 1");
   CHECK_THROWS_AS(search_measured_units(one, {{0, 5, 1, 5}, {0, 1}}, 1, 6), InvalidArgument);
 }
