@@ -71,7 +71,7 @@ std::vector<NamedJob> torture_jobs() {
       job_of("oats", method("oats", {{"removed", 0.5}, {"iterations", 3}}), sharded),
       job_of("tensor_train", method("tensor_train", fifth)),
       job_of("tucker_heads", method("tucker_heads", {{"targets", {"self_attn.*"}}})),
-      job_of("tucker_layers", method("tucker_layers", fifth)),
+      job_of("tucker_layers", method("tucker_layers", {{"removed", 0.3}})),
       job_of("embedding of low rank", Json(), with(embedding("low_rank"), evaluated)),
       job_of("embedding by morphte", Json(), embedding("morphte")),
       tiny_job(),
