@@ -78,12 +78,12 @@ int64_t product_size(int64_t order, int64_t rows, int64_t columns) {
   return order * smallest_base(rows, order) * smallest_base(columns, order);
 }
 
-WeightPtr as_kronecker_sum(const EmbeddingProblem& p) {
+WeightPtr as_kronecker_sum(const EmbeddingProblem& p, Observer* observer) {
   const int64_t order = p.options.settled_order();
   const int64_t each = product_size(order, p.rows(), p.columns());
   const int64_t rank = require_room(p.numbers / each, p, each);
   const Word2KetXsFit fit = fit_word2ketxs(
-      p.table, {.order = order, .rank = rank, .sweeps = p.options.sweeps, .seed = p.seed}, p.weights);
+      p.table, {.order = order, .rank = rank, .sweeps = p.options.sweeps, .seed = p.seed}, p.weights, observer);
   return std::make_shared<KroneckerSumWeight>(p.rows(), p.columns(), fit.leaf.to(p.type));
 }
 
@@ -105,7 +105,7 @@ WeightPtr fitted(const EmbeddingProblem& problem, const MorphemeIndex* morphemes
     case EmbeddingMethod::kTensorTrain:
       return as_train(problem);
     case EmbeddingMethod::kWord2KetXs:
-      return as_kronecker_sum(problem);
+      return as_kronecker_sum(problem, observer);
     case EmbeddingMethod::kMorphTe:
       break;
   }

@@ -192,6 +192,12 @@ KetFactors ket_start_by_unfoldings(const KetProblem& p, uint64_t seed) {
   return factors;
 }
 
+void tell_word2ketxs(Observer* observer, int64_t sweep, int64_t sweeps, double error) {
+  if (observer == nullptr) return;
+  observer->progress({"Kronecker factors", sweep, sweeps, fmt::format("relative error {:.4f}", error)});
+  if (observer->cancelled()) throw Interrupted("fit_word2ketxs", "stopped between two factors, as asked");
+}
+
 }  // namespace
 
 int64_t smallest_base(int64_t n, int64_t order) {
@@ -214,14 +220,14 @@ int64_t word2ketxs_bytes(int64_t order, int64_t rank, int64_t t, int64_t q) {
   const double arrays = 6 * power(size, order);
   // Products of about half of the factors on either side, and the target contracted with those behind one.
   const double halves = 2 * power(size, (order + 1) / 2) * columns;
-  const double contracted = order > 2 ? power(size, order - 1) * columns : 0;
+  const double contracted = order > 2 ? 3 * power(size, order - 1) * columns : 0;
   const double grams = static_cast<double>((order - 1) * t) * columns * columns;
   const double normal = 4 * std::max(columns * columns, static_cast<double>(kNormalNumbers));
   return static_cast<int64_t>(std::min(8 * (arrays + halves + contracted + grams + normal), 0x1p62));
 }
 
 Word2KetXsFit fit_word2ketxs(const at::Tensor& table, const Word2KetXsOptions& options,
-                             const at::Tensor& row_weights) {
+                             const at::Tensor& row_weights, Observer* observer) {
   const KetProblem p = ket_problem(table, options, row_weights);
   KetFactors factors = p.order == 2 ? ket_start_by_svd(table, p) : ket_start_by_unfoldings(p, options.seed);
   const bool solved = p.order == 2 && !row_weights.defined() && p.data.numel() == table.numel();
@@ -230,7 +236,10 @@ Word2KetXsFit fit_word2ketxs(const at::Tensor& table, const Word2KetXsOptions& o
   fit.sweep_errors.push_back(ket_error(p, model));
   for (int64_t sweep = 0; sweep < options.sweeps && !solved; ++sweep) {
     const at::Tensor target = p.padding.defined() ? p.data.flatten() + p.padding.flatten() * model : p.data;
-    for (size_t k = 0; k < factors.size(); ++k) update_factor(p, target, factors, k);
+    for (size_t k = 0; k < factors.size(); ++k) {
+      tell_word2ketxs(observer, sweep, options.sweeps, fit.sweep_errors.back());
+      update_factor(p, target, factors, k);
+    }
     model = ket_model(factors);
     fit.sweep_errors.push_back(ket_error(p, model));
     const size_t last = fit.sweep_errors.size() - 1;

@@ -220,13 +220,14 @@ TEST_CASE("operators share the factor that reads their input where that loses le
   }
 }
 
-TEST_CASE("heads in common bases: exact at full ranks, smaller below, and read back", "[pipeline][lowrank]") {
+TEST_CASE("heads in common bases: dense where that is no larger, smaller below, and read back", "[pipeline][lowrank]") {
   const test::TempDir dir;
   const auto tucker = [](double hidden, double head) {
     return Json{{"targets", {"self_attn.*"}}, {"hidden_share", hidden}, {"head_share", head}};
   };
   const auto full = test::run(factor_job(dir / "full", "tucker_heads", tucker(1, 1)));
-  for (const auto& row : full.operators) REQUIRE(row.weight_error.value() < 0.02);
+  // Bases as large as the matrices save nothing.
+  for (const auto& row : full.operators) REQUIRE(row.weight_error.value() == 0);
   const auto report = test::run(factor_job(dir / "out", "tucker_heads", tucker(0.4, 0.75)));
   REQUIRE(report.operators.size() == 16);
   REQUIRE(report.totals.numbers_after < report.totals.parameters);
@@ -244,7 +245,7 @@ TEST_CASE("heads: without the queries, the operators that are given have bases o
   const test::TempDir dir;
   for (const char* kind : {"self_attn.k_proj", "self_attn.o_proj"}) {
     const auto report =
-        test::run(factor_job(dir / kind, "tucker_heads", {{"targets", {kind}}, {"hidden_share", 0.5}}));
+        test::run(factor_job(dir / kind, "tucker_heads", {{"targets", {kind}}, {"hidden_share", 0.2}}));
     REQUIRE(report.operators.size() == 4);
     for (const auto& row : report.operators) REQUIRE(row.activation_error.value() < 1);
     for (const auto& [name, weight] : read_back(dir / kind))

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "lcomp/core/observer.h"
+
 namespace lcomp::lowrank {
 
 struct Word2KetXsOptions {
@@ -43,8 +45,8 @@ int64_t word2ketxs_bytes(int64_t order, int64_t rank, int64_t t, int64_t q);
 /// float64 on the calling thread; memory: `word2ketxs_bytes`; 2 n (t q)^n rank multiply-adds a sweep, and n t
 /// systems of rank equations.
 /// Throws InvalidArgument for options or weights that do not fit, NumericalError when an element is not
-/// finite.
+/// finite, Interrupted when the observer, which is told of every factor, asks for it.
 Word2KetXsFit fit_word2ketxs(const at::Tensor& table, const Word2KetXsOptions& options,
-                             const at::Tensor& row_weights = {});
+                             const at::Tensor& row_weights = {}, Observer* observer = nullptr);
 
 }  // namespace lcomp::lowrank

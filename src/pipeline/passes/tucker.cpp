@@ -116,10 +116,10 @@ class TuckerPass final : public Pass {
     const lowrank::InputMetric metric = lowrank::InputMetric::moment(stats.second_moment);
     const WeightPtr basis = stored_matrix(bases.hidden.t(), context.model_dtype);
     std::string owner;
-    double seconds = watch.seconds();
+    int64_t size = 0, before_size = 0;
+    std::vector<MatrixResult> results;
     for (const size_t op : members) {
       const model::LinearOp& before = block.ops()[op];
-      const Stopwatch one;
       const at::Tensor weight = before.weight->dense().to(at::kDouble);
       // The cores, solved by what they do to the outputs.
       lowrank::Factors cores{
@@ -128,13 +128,18 @@ class TuckerPass final : public Pass {
       WeightPtr shared = basis;
       if (!owner.empty()) shared = std::make_shared<SharedWeight>(owner, basis);
       if (owner.empty()) owner = ProductWeight::factor_name(before.info.name, 2);
-      MatrixResult result;
+      MatrixResult& result = results.emplace_back();
       result.weight = std::make_shared<ProductWeight>(std::vector<WeightPtr>{
           in_every_head(bases.head, before.info.out_features / head_dim, context.model_dtype),
           stored_matrix(cores.left, context.model_dtype), shared});
       result.row.loss = metric.loss(weight - result.weight->dense());
-      replace_and_report(block, op, std::move(result), kTucker, seconds + one.seconds(), stats, context);
-      seconds = 0;
+      size += result.weight->parameters();
+      before_size += weight.numel();
+    }
+    const double seconds = watch.seconds() / static_cast<double>(members.size());
+    for (size_t i = 0; i < members.size(); ++i) {
+      if (size >= before_size) results[i] = dense_result(block.ops()[members[i]], context);
+      replace_and_report(block, members[i], std::move(results[i]), kTucker, seconds, stats, context);
     }
   }
 
@@ -158,7 +163,16 @@ class TuckerPass final : public Pass {
     result.weight = std::make_shared<ProductWeight>(std::vector<WeightPtr>{
         stored_matrix(hidden, context.model_dtype), stored_matrix(cores.left, context.model_dtype), right});
     result.row.loss = metric.loss(weight - result.weight->dense());
+    if (result.weight->parameters() >= weight.numel()) result = dense_result(before, context);
     replace_and_report(block, op, std::move(result), kTucker, watch.seconds(), stats, context);
+  }
+
+  /// Where bases and cores are no smaller than the matrices.
+  static MatrixResult dense_result(const model::LinearOp& op, const PassContext& context) {
+    MatrixResult result;
+    result.weight = stored_matrix(op.weight->dense(), context.model_dtype);
+    result.row.loss = 0;
+    return result;
   }
 };
 
