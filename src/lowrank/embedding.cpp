@@ -82,8 +82,9 @@ WeightPtr as_kronecker_sum(const EmbeddingProblem& p, Observer* observer) {
   const int64_t order = p.options.settled_order();
   const int64_t each = product_size(order, p.rows(), p.columns());
   const int64_t rank = require_room(p.numbers / each, p, each);
-  const Word2KetXsFit fit = fit_word2ketxs(
-      p.table, {.order = order, .rank = rank, .sweeps = p.options.sweeps, .seed = p.seed}, p.weights, observer);
+  const Word2KetXsFit fit =
+      fit_word2ketxs(p.table, {.order = order, .rank = rank, .sweeps = p.options.sweeps, .seed = p.seed},
+                     p.weights, observer);
   return std::make_shared<KroneckerSumWeight>(p.rows(), p.columns(), fit.leaf.to(p.type));
 }
 

@@ -220,7 +220,8 @@ TEST_CASE("operators share the factor that reads their input where that loses le
   }
 }
 
-TEST_CASE("heads in common bases: dense where that is no larger, smaller below, and read back", "[pipeline][lowrank]") {
+TEST_CASE("heads in common bases: dense where that is no larger, smaller below, and read back",
+          "[pipeline][lowrank]") {
   const test::TempDir dir;
   const auto tucker = [](double hidden, double head) {
     return Json{{"targets", {"self_attn.*"}}, {"hidden_share", hidden}, {"head_share", head}};

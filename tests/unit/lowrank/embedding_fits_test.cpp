@@ -226,16 +226,23 @@ TEST_CASE("MorphTE is the same at any number of threads", "[lowrank][morphte]") 
   }
 }
 
-TEST_CASE("MorphTE: progress is told and the fit can be stopped", "[lowrank][morphte]") {
+TEST_CASE("fits tell of their progress and can be stopped", "[lowrank][morphte][ket]") {
   struct Stopper final : lcomp::Observer {
     int calls = 0;
-    void progress(const lcomp::Progress& p) override { calls += p.phase == "morpheme vectors"; }
+    void progress(const lcomp::Progress& p) override {
+      calls += p.phase == "morpheme vectors" || p.phase == "Kronecker factors";
+    }
     bool cancelled() override { return calls == 3; }
-  } stopper;
+  };
   const at::Tensor index = word_index(50, 10, 3), table = normal_matrix(50, 20, "table");
-  CHECK_THAT(error_text([&] { fit_morphte(table, index, 16, {.tolerance = -1}, {}, nullptr, &stopper); }),
-             Catch::Contains("stopped between two sweeps"));
-  CHECK(stopper.calls == 3);
+  Stopper of_morphemes, of_factors;
+  CHECK_THAT(
+      error_text([&] { fit_morphte(table, index, 16, {.tolerance = -1}, {}, nullptr, &of_morphemes); }),
+      Catch::Contains("stopped between two sweeps"));
+  CHECK_THAT(error_text([&] { fit_word2ketxs(table, {.tolerance = -1}, {}, &of_factors); }),
+             Catch::Contains("stopped between two factors, as asked"));
+  CHECK(of_morphemes.calls == 3);
+  CHECK(of_factors.calls == 3);
 }
 
 TEST_CASE("MorphTE: what does not fit is refused", "[lowrank][morphte]") {
