@@ -88,11 +88,16 @@ void layer_norm(const float* x, const float* weight, const float* bias, double e
   }
 }
 
+/// x / (1 + exp(-u)). Beyond the bounds, outside of which `hn::Exp` is undefined, exp(-u) is infinite or 0.
+hn::Vec<D> times_logistic(hn::Vec<D> x, hn::Vec<D> u) {
+  const D d;
+  const auto bound = hn::Set(d, 104.0F);
+  const auto exponent = hn::Min(hn::Max(hn::Neg(u), hn::Neg(bound)), bound);
+  return hn::Div(x, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, exponent)));
+}
+
 struct Silu {
-  hn::Vec<D> operator()(hn::Vec<D> x) const {
-    const D d;
-    return hn::Div(x, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, hn::Neg(x))));
-  }
+  hn::Vec<D> operator()(hn::Vec<D> x) const { return times_logistic(x, x); }
 };
 
 /// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2/pi) (x + 0.044715 x^3)
@@ -101,7 +106,7 @@ struct GeluTanh {
     const D d;
     const auto cube = hn::Mul(hn::Mul(x, x), x);
     const auto u2 = hn::Mul(hn::Set(d, 1.5957691216057308F), hn::MulAdd(hn::Set(d, 0.044715F), cube, x));
-    return hn::Div(x, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, hn::Neg(u2))));
+    return times_logistic(x, u2);
   }
 };
 

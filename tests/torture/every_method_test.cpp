@@ -24,6 +24,7 @@ Json without_evaluation(const NamedJob& named, const fs::path& output) {
   job["output"] = output.string();
   job["threads"] = 1;
   job.erase("evaluate");
+  job.erase("write");
   return job;
 }
 
