@@ -174,8 +174,10 @@ InputMetric InputMetric::plain(int64_t in) {
 InputMetric InputMetric::diagonal(const at::Tensor& scale) {
   InputMetric metric;
   metric.scale_ = scale.to(at::kDouble).contiguous();
-  if (scale.dim() != 1 || !(metric.scale_ >= 0).all().item<bool>())
+  if (scale.dim() != 1 || (metric.scale_ < 0).any().item<bool>())
     throw InvalidArgument("InputMetric", "the scale must be [in] and not negative");
+  if (!at::isfinite(metric.scale_).all().item<bool>())
+    throw NumericalError("InputMetric", "the scale must be finite; it is not");
   return metric;
 }
 

@@ -137,9 +137,10 @@ void check_inputs(const at::Tensor& weight, const at::Tensor& fisher, const Sque
                     fmt::join(weight.sizes(), ", "),
                     fisher.defined() ? fmt::format("[{}]", fmt::join(fisher.sizes(), ", ")) : "none"));
   }
-  if (!at::isfinite(fisher.to(at::kFloat)).all().item<bool>() || fisher.min().item<double>() < 0)
-    throw InvalidArgument(kSqueezeLlm,
-                          "squared gradients must be finite in float32 and at least 0; one is not");
+  if (!at::isfinite(fisher.to(at::kFloat)).all().item<bool>())
+    throw NumericalError(kSqueezeLlm, "squared gradients must be finite in float32; one is not");
+  if (fisher.min().item<double>() < 0)
+    throw InvalidArgument(kSqueezeLlm, "squared gradients must be at least 0; one is not");
 }
 
 /// Codes, and the differences from the centers that kept entries decode to.

@@ -85,7 +85,7 @@ at::Tensor select_kept(const at::Tensor& scores, const Sparsity& sparsity, Threa
   const int64_t out = scores.size(0), in = scores.size(1);
   sparsity.validate(in, "select_kept");
   const at::Tensor values = scores.to(at::kDouble).contiguous();
-  if (values.isnan().any().item<bool>()) throw InvalidArgument("select_kept", "scores must not be NaN");
+  if (values.isnan().any().item<bool>()) throw NumericalError("select_kept", "scores must not be NaN");
   at::Tensor kept = at::empty({out, in}, at::kBool);
   const double* from = values.data_ptr<double>();
   bool* to = kept.data_ptr<bool>();

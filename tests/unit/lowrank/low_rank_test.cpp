@@ -296,3 +296,12 @@ TEST_CASE("low rank: the same at any number of threads; bad arguments are refuse
   CHECK(error_text([&] { InputMetric::moment(w); }) ==
         "[InputMetric] the moment must be a square matrix; it is [6, 8]");
 }
+
+TEST_CASE("metrics that are not finite, or negative, are refused", "[lowrank]") {
+  at::Tensor scale = at::ones({4}, at::kDouble);
+  scale[2] = std::numeric_limits<double>::quiet_NaN();
+  CHECK(error_text([&] { InputMetric::diagonal(scale); }) ==
+        "[InputMetric] the scale must be finite; it is not");
+  CHECK(error_text([&] { InputMetric::diagonal(-at::ones({4})); }) ==
+        "[InputMetric] the scale must be [in] and not negative");
+}
