@@ -28,7 +28,7 @@ struct EmbeddingProblem {
   const at::Tensor& table;  // [vocabulary, dim]
   const EmbeddingOptions& options;
   at::Tensor weights;  // float64 [vocabulary]
-  int64_t numbers;     // that may be stored
+  int64_t rank;
   at::ScalarType type;
   uint64_t seed;
   ThreadPool* pool;
@@ -37,65 +37,106 @@ struct EmbeddingProblem {
   int64_t columns() const { return table.size(1); }
 };
 
-int64_t require_room(int64_t rank, const EmbeddingProblem& problem, int64_t least) {
-  if (rank >= 1) return rank;
+/// Numbers of one Kronecker product.
+int64_t product_size(int64_t order, int64_t rows, int64_t columns) {
+  return order * smallest_base(rows, order) * smallest_base(columns, order);
+}
+
+/// The digits of rows and columns that a train goes over.
+MatrixShapes train_shapes(int64_t order, int64_t rows, int64_t columns) {
+  MatrixShapes shapes{padded_shape(rows, order), balanced_shape(columns, order)};
+  std::reverse(shapes.columns.begin(), shapes.columns.end());
+  return shapes;
+}
+
+int64_t train_size(const MatrixShapes& shapes, int64_t rank) {
+  std::vector<int64_t> ranks(shapes.rows.size() + 1, rank);
+  ranks.front() = ranks.back() = 1;
+  return train_cost(shapes.rows, shapes.columns, ranks).parameters;
+}
+
+/// The largest rank of an approximation of at most `numbers`, and what rank 1 takes.
+struct Room {
+  int64_t rank = 0;
+  int64_t least = 0;
+};
+
+Room room_for(const EmbeddingOptions& options, int64_t rows, int64_t columns, int64_t numbers,
+              const MorphemeIndex* morphemes) {
+  const int64_t order = options.settled_order();
+  switch (options.method) {
+    case EmbeddingMethod::kLowRank:
+      return {largest_rank(Form::kPair, rows, columns, numbers), rows + columns};
+    case EmbeddingMethod::kTensorTrain: {
+      const MatrixShapes shapes = train_shapes(order, rows, columns);
+      int64_t rank = 0;
+      while (rank < rows && train_size(shapes, rank + 1) <= numbers) ++rank;
+      return {rank, train_size(shapes, 1)};
+    }
+    case EmbeddingMethod::kWord2KetXs: {
+      const int64_t each = product_size(order, rows, columns);
+      return {numbers / each, each};
+    }
+    case EmbeddingMethod::kMorphTe:
+      break;
+  }
+  if (morphemes == nullptr)
+    throw InvalidArgument("embedding", "morphte must be given the tokens' morphemes; there are none");
+  const int64_t each = static_cast<int64_t>(morphemes->morphemes.size()) * smallest_base(columns, order);
+  return {(numbers - morphemes->index.numel()) / each, morphemes->index.numel() + each};
+}
+
+/// That the approximation may take.
+int64_t numbers_left(const EmbeddingOptions& options, int64_t rows, int64_t columns) {
+  const double all = static_cast<double>(rows) * static_cast<double>(columns);
+  return static_cast<int64_t>(all / options.ratio + 1e-6) - options.exceptions * columns;
+}
+
+/// "low_rank", "tensor_train of order 3".
+std::string described(const EmbeddingOptions& options) {
+  const std::string name(name_of(options.method));
+  if (options.method == EmbeddingMethod::kLowRank) return name;
+  return fmt::format("{} of order {}", name, options.settled_order());
+}
+
+/// The rank, at least 1; throws InvalidArgument where there is room for nothing.
+int64_t rank_for(const EmbeddingOptions& options, int64_t rows, int64_t columns,
+                 const MorphemeIndex* morphemes) {
+  const int64_t numbers = numbers_left(options, rows, columns);
+  const Room room = room_for(options, rows, columns, numbers, morphemes);
+  if (room.rank >= 1) return room.rank;
   throw InvalidArgument(
-      "embedding",
-      fmt::format("ratio and exceptions must leave {} numbers at least for {} of order {}; they leave {}",
-                  least, name_of(problem.options.method), problem.options.settled_order(),
-                  std::max<int64_t>(0, problem.numbers)));
+      "embedding", fmt::format("ratio and exceptions must leave {} numbers at least for {}; they leave {}",
+                               room.least, described(options), std::max<int64_t>(0, numbers)));
 }
 
 WeightPtr in_two_factors(const EmbeddingProblem& p) {
-  const int64_t rank =
-      require_room(largest_rank(Form::kPair, p.rows(), p.columns(), p.numbers), p, p.rows() + p.columns());
   const Factors factors =
-      low_rank(p.table, InputMetric::plain(p.columns()), rank, Solver::kAuto, p.weights, p.pool);
+      low_rank(p.table, InputMetric::plain(p.columns()), p.rank, Solver::kAuto, p.weights, p.pool);
   return factored_weight(factors, Form::kPair, [&](const at::Tensor& values, const Weight*) {
     return std::make_shared<DenseWeight>(values.to(p.type));
   });
 }
 
 WeightPtr as_train(const EmbeddingProblem& p) {
-  const std::vector<int64_t> rows = padded_shape(p.rows(), p.options.settled_order());
-  std::vector<int64_t> columns = balanced_shape(p.columns(), p.options.settled_order());
-  std::reverse(columns.begin(), columns.end());
-  const auto size = [&](int64_t rank) {
-    std::vector<int64_t> ranks(rows.size() + 1, rank);
-    ranks.front() = ranks.back() = 1;
-    return train_cost(rows, columns, ranks).parameters;
-  };
-  int64_t rank = 0;
-  while (rank < p.rows() && size(rank + 1) <= p.numbers) ++rank;
-  const TrainMatrix train =
-      tt_matrix(p.table, rows, columns,
-                {.ranks = {require_room(rank, p, size(1))}, .solver = linalg::SvdSolver::kGram});
+  const MatrixShapes shapes = train_shapes(p.options.settled_order(), p.rows(), p.columns());
+  const TrainMatrix train = tt_matrix(p.table, shapes.rows, shapes.columns,
+                                      {.ranks = {p.rank}, .solver = linalg::SvdSolver::kGram});
   return std::make_shared<TensorTrainWeight>(train, p.type);
 }
 
-/// Numbers of one Kronecker product.
-int64_t product_size(int64_t order, int64_t rows, int64_t columns) {
-  return order * smallest_base(rows, order) * smallest_base(columns, order);
-}
-
 WeightPtr as_kronecker_sum(const EmbeddingProblem& p, Observer* observer) {
-  const int64_t order = p.options.settled_order();
-  const int64_t each = product_size(order, p.rows(), p.columns());
-  const int64_t rank = require_room(p.numbers / each, p, each);
-  const Word2KetXsFit fit =
-      fit_word2ketxs(p.table, {.order = order, .rank = rank, .sweeps = p.options.sweeps, .seed = p.seed},
-                     p.weights, observer);
+  const Word2KetXsOptions options{
+      .order = p.options.settled_order(), .rank = p.rank, .sweeps = p.options.sweeps, .seed = p.seed};
+  const Word2KetXsFit fit = fit_word2ketxs(p.table, options, p.weights, observer);
   return std::make_shared<KroneckerSumWeight>(p.rows(), p.columns(), fit.leaf.to(p.type));
 }
 
 WeightPtr of_morphemes(const EmbeddingProblem& p, const MorphemeIndex& morphemes, Observer* observer) {
   const auto count = static_cast<int64_t>(morphemes.morphemes.size());
-  const int64_t q = smallest_base(p.columns(), p.options.settled_order());
-  const int64_t index = morphemes.index.numel();
-  const int64_t rank = require_room((p.numbers - index) / (count * q), p, index + count * q);
   const MorphteFit fit =
-      fit_morphte(p.table, morphemes.index, count, {.rank = rank, .sweeps = p.options.sweeps, .seed = p.seed},
-                  p.weights, p.pool, observer);
+      fit_morphte(p.table, morphemes.index, count,
+                  {.rank = p.rank, .sweeps = p.options.sweeps, .seed = p.seed}, p.weights, p.pool, observer);
   return std::make_shared<MorphemeWeight>(fit.tables.to(p.type), morphemes.index, p.columns());
 }
 
@@ -110,15 +151,7 @@ WeightPtr fitted(const EmbeddingProblem& problem, const MorphemeIndex* morphemes
     case EmbeddingMethod::kMorphTe:
       break;
   }
-  if (morphemes == nullptr)
-    throw InvalidArgument("embedding", "morphte must be given the tokens' morphemes; there are none");
   return of_morphemes(problem, *morphemes, observer);
-}
-
-/// That the approximation may take.
-int64_t numbers_left(const EmbeddingOptions& options, int64_t rows, int64_t columns) {
-  const double all = static_cast<double>(rows) * static_cast<double>(columns);
-  return static_cast<int64_t>(all / options.ratio + 1e-6) - options.exceptions * columns;
 }
 
 /// The most frequent tokens, ascending by number; of equally frequent ones the first.
@@ -147,6 +180,18 @@ void EmbeddingOptions::visit(FieldVisitor& v) {
           "of morphte: JSON file with the morphemes of tokens; without one, common affixes of English");
 }
 
+std::vector<IdleSetting> EmbeddingOptions::idle(bool counts) const {
+  std::vector<IdleSetting> idle;
+  const bool alternates = method == EmbeddingMethod::kWord2KetXs || method == EmbeddingMethod::kMorphTe;
+  if (method == EmbeddingMethod::kLowRank) idle.push_back({"order", "with a method other than low_rank"});
+  if (!alternates) idle.push_back({"sweeps", "with method word2ketxs or morphte"});
+  if (method != EmbeddingMethod::kMorphTe) idle.push_back({"segments", "with method morphte"});
+  if (method == EmbeddingMethod::kTensorTrain)
+    idle.push_back({"frequency_power", "with a method other than tensor_train"});
+  if (!counts) idle.push_back({"frequency_power", "with a calibration text"});
+  return idle;
+}
+
 int64_t EmbeddingOptions::settled_order() const {
   if (order > 0) return order;
   return method == EmbeddingMethod::kWord2KetXs ? 2 : 3;
@@ -161,17 +206,26 @@ int64_t embedding_fit_bytes(const EmbeddingOptions& options, int64_t vocabulary,
   return word2ketxs_bytes(order, rank, smallest_base(vocabulary, order), smallest_base(dim, order));
 }
 
+void check_embedding(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim, bool counted,
+                     const MorphemeIndex* morphemes) {
+  if (options.order == 1) throw InvalidArgument("embedding", "order must be 0 or from 2 up; it is 1");
+  if (options.exceptions > 0 && !counted) {
+    throw InvalidArgument("embedding", fmt::format("exceptions need counts that tell the frequent tokens; "
+                                                   "there are none for {} of them",
+                                                   options.exceptions));
+  }
+  if (options.exceptions >= vocabulary) {
+    throw InvalidArgument("embedding", fmt::format("exceptions must be fewer than the {} rows; they are {}",
+                                                   vocabulary, options.exceptions));
+  }
+  rank_for(options, vocabulary, dim, morphemes);
+}
+
 EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& options, const at::Tensor& counts,
                            const MorphemeIndex* morphemes, at::ScalarType type, uint64_t seed,
                            ThreadPool* pool, Observer* observer) {
   const int64_t rows = table.size(0), columns = table.size(1);
-  if (options.order == 1) throw InvalidArgument("embedding", "order must be 0 or from 2 up; it is 1");
-  if (options.exceptions > 0 && (!counts.defined() || options.exceptions >= rows)) {
-    throw InvalidArgument(
-        "embedding", fmt::format("exceptions need a calibration text that tells frequent tokens, and must "
-                                 "be fewer than the {} rows; they are {}",
-                                 rows, options.exceptions));
-  }
+  check_embedding(options, rows, columns, counts.defined(), morphemes);
   at::Tensor weights = at::ones({rows}, at::kDouble);
   if (counts.defined()) weights = (counts.to(at::kDouble) + 1).pow(options.frequency_power);
   at::Tensor kept;
@@ -180,8 +234,9 @@ EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& opti
     weights.index_fill_(0, kept, 1e-6 * weights.min().item<double>());
   }
   EmbeddingFit fit;
-  fit.weight = fitted({table, options, weights, numbers_left(options, rows, columns), type, seed, pool},
-                      morphemes, observer);
+  fit.weight =
+      fitted({table, options, weights, rank_for(options, rows, columns, morphemes), type, seed, pool},
+             morphemes, observer);
   if (kept.defined()) {
     const at::Tensor left_over = table.index_select(0, kept).to(at::kFloat) - fit.weight->rows(kept);
     auto patch = std::make_shared<RowPatchWeight>(rows, kept, left_over.to(type));

@@ -26,9 +26,13 @@ IdentityRowsWeight::IdentityRowsWeight(const at::Tensor& pivots, WeightPtr rest)
   for (int64_t i = 0; i < in; ++i) {
     const int64_t row = pivots_.data_ptr<int32_t>()[i];
     if (row == -1) continue;
-    if (row < 0 || row >= out || places[static_cast<size_t>(row)] != -1) {
+    if (row < 0 || row >= out) {
       throw InvalidArgument("IdentityRowsWeight",
-                            fmt::format("pivots must be different rows below {}; one is {}", out, row));
+                            fmt::format("pivots must be rows below {}, or -1; one is {}", out, row));
+    }
+    if (places[static_cast<size_t>(row)] != -1) {
+      throw InvalidArgument("IdentityRowsWeight",
+                            fmt::format("pivots must be different rows; {} comes twice", row));
     }
     places[static_cast<size_t>(row)] = i;
   }

@@ -51,4 +51,13 @@ BlockRecord BlockRecord::from_json(const std::string& text) {
   return out;
 }
 
+void describe_as_dense(OperatorRow& row, int64_t bytes) {
+  row.scheme += ", written dense";
+  row.bytes_after = bytes;
+  row.bits_per_weight =
+      8.0 * static_cast<double>(bytes) / static_cast<double>(row.out_features * row.in_features);
+  row.parameters.reset();
+  row.macs.reset();
+}
+
 }  // namespace lcomp::pipeline

@@ -31,4 +31,7 @@ struct BlockRecord {
   static BlockRecord from_json(const std::string& text);
 };
 
+/// Makes the row of a weight that of the dense matrix of `bytes` that is written in its place.
+void describe_as_dense(OperatorRow& row, int64_t bytes);
+
 }  // namespace lcomp::pipeline

@@ -390,6 +390,9 @@ void Run::store_block(const model::Block& block, BlockRecord& record) {
       const at::Tensor dense = op.weight->dense().to(model_.dtype());
       writer_->add(op.info.name + ".weight", dense);
       record.decoded[op.info.name] = decoded_hash(dense);
+      const auto last = std::find_if(record.operators.rbegin(), record.operators.rend(),
+                                     [&](const OperatorRow& row) { return row.name == op.info.name; });
+      if (last != record.operators.rend()) describe_as_dense(*last, static_cast<int64_t>(dense.nbytes()));
     } else {
       op.weight->save(*writer_, op.info.name);
       if (auto group = model::storage_group(*op.weight)) record.groups[op.info.name] = *group;

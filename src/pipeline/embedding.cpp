@@ -1,4 +1,4 @@
-#include "lcomp/lowrank/embedding.h"
+#include "pipeline/embedding.h"
 
 #include <ATen/ATen.h>
 
@@ -36,8 +36,10 @@ TokenTexts token_texts(const io::Tokenizer& tokenizer, int64_t vocabulary) {
   return tokens;
 }
 
-lowrank::MorphemeIndex morphemes_of(const io::Tokenizer& tokenizer, int64_t vocabulary,
-                                    const lowrank::EmbeddingOptions& options) {
+}  // namespace
+
+lowrank::MorphemeIndex token_morphemes(const std::filesystem::path& model, int64_t vocabulary,
+                                       const lowrank::EmbeddingOptions& options) {
   lowrank::SegmenterPtr words;
   if (options.segments.empty()) {
     words = std::make_shared<lowrank::AffixSegmenter>();
@@ -45,11 +47,15 @@ lowrank::MorphemeIndex morphemes_of(const io::Tokenizer& tokenizer, int64_t voca
     words = std::make_shared<lowrank::TableSegmenter>(io::read_segmentations(options.segments).words);
   }
   const lowrank::MarkerSegmenter segmenter(words);
-  const TokenTexts tokens = token_texts(tokenizer, vocabulary);
+  const TokenTexts tokens = token_texts(io::Tokenizer::from_file(model / "tokenizer.json"), vocabulary);
   return lowrank::morpheme_index(tokens.texts, segmenter, options.settled_order(), tokens.specials);
 }
 
-}  // namespace
+std::string embedding_summary(const lowrank::EmbeddingOptions& options) {
+  std::string text = fmt::format("{}, {:.4g} times smaller", name_of(options.method), options.ratio);
+  if (options.exceptions > 0) text += fmt::format(", {} tokens exact", options.exceptions);
+  return text;
+}
 
 /// int64 [vocabulary]; undefined without a calibration text.
 at::Tensor Run::token_counts() const {
@@ -68,8 +74,7 @@ lowrank::EmbeddingFit Run::fit_embedding_table() {
   const at::Tensor table = model_.read_finite(info.name + ".weight");
   std::optional<lowrank::MorphemeIndex> morphemes;
   if (job_.embedding->method == EmbeddingMethod::kMorphTe) {
-    const auto file = std::filesystem::path(job_.model) / "tokenizer.json";
-    morphemes = morphemes_of(io::Tokenizer::from_file(file), info.out_features, *job_.embedding);
+    morphemes = token_morphemes(job_.model, info.out_features, *job_.embedding);
     observer_.note(fmt::format("{} morphemes; {} of {} tokens share theirs with others",
                                morphemes->morphemes.size(), morphemes->collisions, info.out_features));
   }
@@ -103,21 +108,21 @@ void Run::store_embedding(BlockRecord& record) {
   row.in_features = info.in_features;
   row.bytes_before = static_cast<int64_t>(model_.checkpoint().info(tensor).bytes());
   row.weight_error = fit.relative_error;
-  row.parameters = fit.weight->parameters();
-  row.macs = fit.weight->macs_per_token();
   if (job_.write.format == WriteFormat::kDense) {
     const at::Tensor dense = fit.weight->dense().to(model_.dtype());
     writer_->add(tensor, dense);
     record.changed[tensor] = io::MemoryCheckpoint({{tensor, dense}}).hash_of_tensor(tensor);
-    row.bytes_after = static_cast<int64_t>(dense.nbytes());
+    describe_as_dense(row, static_cast<int64_t>(dense.nbytes()));
   } else {
     fit.weight->save(*writer_, info.name);
     record.groups[info.name] = model::storage_group(*fit.weight).value();
     record.decoded[info.name] = decoded_hash_of_rows(*fit.weight);
     row.bytes_after = fit.weight->bytes();
+    row.bits_per_weight = 8.0 * static_cast<double>(row.bytes_after) /
+                          static_cast<double>(info.out_features * info.in_features);
+    row.parameters = fit.weight->parameters();
+    row.macs = fit.weight->macs_per_token();
   }
-  row.bits_per_weight =
-      8.0 * static_cast<double>(row.bytes_after) / static_cast<double>(info.out_features * info.in_features);
   row.seconds = watch.seconds();
   record.operators.push_back(std::move(row));
 }

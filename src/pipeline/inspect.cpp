@@ -155,6 +155,11 @@ InspectedModel describe(const model::Model& model, const fs::path& directory,
     found.operators += static_cast<int64_t>(architecture.operators(i).size());
   }
   found.storage = storage_of(model);
+  if (const WeightPtr& table = model.compressed_embedding()) {
+    const model::StorageGroup* group = model.group_of(model.embedding());
+    found.embedding =
+        fmt::format("{} ({})", table->describe(), group == nullptr ? "dense" : described(*group));
+  }
   found.widths = architecture.widths;
   if (fs::exists(directory / "tokenizer.json")) {
     found.tokenizer_hash = io::Tokenizer::from_file(directory / "tokenizer.json").hash();

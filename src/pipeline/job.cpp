@@ -61,10 +61,41 @@ void visit_job(Job& job, FieldVisitor& v) {
   }
 }
 
+/// Visitors may write; this one does not, but its type cannot say so.
+template <class Options>
+Json written_by_visit(Options& options) {
+  Json object = Json::object();
+  JsonWriter writer(object);
+  options.visit(writer);
+  return object;
+}
+
+Json written(const PassOptions& options) {
+  return written_by_visit(*options.clone());
+}
+
+Json written(lowrank::EmbeddingOptions options) {
+  return written_by_visit(options);
+}
+
 // ---- Reading
 
 /// Settles what an object leaves open; `given` says what it has.
 using Settle = std::function<void(PassOptions&, const std::function<bool(std::string_view name)>& given)>;
+
+/// Settings that have no effect, in an object that changes them from all that is `usual`. `settled`: every
+/// setting as it holds.
+void refuse_idle(const std::vector<IdleSetting>& idle, const Json& object, const std::string& pointer,
+                 const Json& settled, const std::vector<Json>& usual, Problems& problems) {
+  for (const IdleSetting& setting : idle) {
+    const std::string name(setting.name);
+    const Json& value = settled.at(name);
+    const auto is_usual = [&](const Json& other) { return other.at(name) == value; };
+    if (!object.contains(name) || std::any_of(usual.begin(), usual.end(), is_usual)) continue;
+    problems.push_back({child(pointer, name), fmt::format("acts only {}, and must be left out here; got {}",
+                                                          setting.acts, value.dump())});
+  }
+}
 
 /// Reads the options of `method` out of `object`, which may also hold the keys `others`.
 std::shared_ptr<const PassOptions> read_options(const Json& object, const std::string& pointer,
@@ -137,14 +168,19 @@ PassSpec read_pass(const Json& object, const std::string& pointer, const MethodT
   const auto settle = [&](PassOptions& options, const std::function<bool(std::string_view)>& given) {
     if (method->settle) method->settle(options, given, is_last);
   };
-  pass.options = read_options(object, pointer, method->default_options(),
+  const std::unique_ptr<PassOptions> defaults = method->default_options();
+  pass.options = read_options(object, pointer, defaults->clone(),
                               {"method", "targets", "ignore", "overrides"}, settle, problems);
+  const Json usual = written(*defaults), own = written(*pass.options);
+  refuse_idle(pass.options->idle(), object, pointer, own, {usual}, problems);
   for_each_object(object, pointer, "overrides", problems, [&](const Json& entry, const std::string& place) {
     const auto settle_override = [&](PassOptions& options,
                                      const std::function<bool(std::string_view)>& given) {
       settle(options, [&](std::string_view name) { return object.contains(name) || given(name); });
     };
     pass.overrides.push_back(read_override(entry, place, *pass.options, settle_override, problems));
+    const PassOptions& options = *pass.overrides.back().options;
+    refuse_idle(options.idle(), entry, place, written(options), {usual, own}, problems);
   });
   return pass;
 }
@@ -167,6 +203,9 @@ void check_job(const Job& job, const MethodTable& methods, Problems& problems) {
   }
   if (job.embedding) {
     require(job.embedding->order != 1, "/embedding/order", "must be 0 or from 2 up; got 1");
+    const Json settings = written(*job.embedding);
+    refuse_idle(job.embedding->idle(!job.calibration.text.empty()), settings, "/embedding", settings,
+                {written(lowrank::EmbeddingOptions())}, problems);
     require(
         job.embedding->exceptions == 0 || !job.calibration.text.empty(), "/calibration/text",
         "must name a text, which tells the frequent tokens that /embedding/exceptions keeps; it is missing "
@@ -240,13 +279,6 @@ std::string read_text(const std::string& path) {
 }
 
 // ---- Writing
-
-Json written(const PassOptions& options) {
-  Json object = Json::object();
-  JsonWriter writer(object);
-  options.clone()->visit(writer);  // visitors may write; this one does not, but its type cannot say so
-  return object;
-}
 
 Json written(const PassSpec& pass) {
   Json object = {{"method", pass.method}, {"targets", pass.targets}, {"ignore", pass.ignore}};

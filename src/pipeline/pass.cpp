@@ -76,6 +76,10 @@ void replace_and_report(model::Block& block, size_t op, MatrixResult result, con
   }
   row.tokens = stats.tokens;
   row.seconds = seconds;
+  if (context.strict && row.rung_index > 0) {
+    throw NumericalError(
+        method, fmt::format("strict mode must solve the regular way; '{}' took \"{}\"", row.name, row.rung));
+  }
   const WeightError error = weight_error(original, result.weight->dense(), {}, &context.pool);
   if (!std::isfinite(error.relative)) {
     throw NumericalError(method, fmt::format("the new weight of '{}' must be finite; it is not", row.name));

@@ -9,6 +9,7 @@
 #include "lcomp/core/threads.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/survey.h"
+#include "pipeline/embedding.h"
 #include "pipeline/options_json.h"
 #include "pipeline/pass_order.h"
 
@@ -117,6 +118,14 @@ bool belongs_to_attention(const model::Architecture& architecture, const Operato
   return false;
 }
 
+/// The operator's matrix, of which a share of the weights is left, in place of what stands for it.
+void write_dense(OperatorPlan& op, at::ScalarType dtype, double left = 1) {
+  op.bytes_after = static_cast<int64_t>(static_cast<double>(op.out_features * op.in_features) * left) *
+                   static_cast<int64_t>(c10::elementSize(dtype));
+  const std::string note = ", written dense";
+  if (!op.scheme.ends_with(note)) op.scheme += note;
+}
+
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
 /// pass.
 void plan_weights(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
@@ -134,9 +143,13 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
       OperatorPlan& op = plan.operators[i];
       op.methods.push_back(method.name);
       try {
+        PlannedOperator shape{op.name, op.out_features, op.in_features, model.dtype(),
+                              belongs_to_attention(model.architecture(), op)};
+        const PlannedWeight planned = method.plan_weight(*settings, shape);
         if (steps[i] > 0) {
+          shape.in_features = steps[i];
           try {
-            method.plan_weight(*settings, {op.name, op.out_features, steps[i], model.dtype()});
+            method.plan_weight(*settings, shape);
           } catch (const InvalidArgument& misfit) {
             throw InvalidArgument(
                 method.name,
@@ -145,9 +158,6 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
                             without(misfit.what(), fmt::format("[{}] ", method.name)), steps[i]));
           }
         }
-        const PlannedWeight planned =
-            method.plan_weight(*settings, {op.name, op.out_features, op.in_features, model.dtype(),
-                                           belongs_to_attention(model.architecture(), op)});
         op.scheme = planned.scheme;
         schemes.push_back(planned.scheme);
         op.bytes_after = static_cast<int64_t>(static_cast<double>(planned.bytes_after) * left[i]);
@@ -164,9 +174,7 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
                 "write.format must be compressed-tensors where inputs are rounded, which dense files cannot "
                 "say; received dense");
           }
-          op.bytes_after =
-              static_cast<int64_t>(static_cast<double>(op.out_features * op.in_features) * left[i]) *
-              static_cast<int64_t>(c10::elementSize(model.dtype()));
+          write_dense(op, model.dtype(), left[i]);
         }
       } catch (const Error& misfit) {
         if (misfit.kind() != ErrorKind::kInvalidArgument && misfit.kind() != ErrorKind::kUnsupported) throw;
@@ -184,6 +192,12 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
     plan.summaries.push_back(summary_of(schemes));
   }
   if (!errors.empty()) throw ConfigError(place, errors);
+  plan.parameters_after = plan.parameters = model.parameters();
+  for (size_t i = 0; i < left.size(); ++i) {
+    const OperatorPlan& op = plan.operators[i];
+    plan.parameters_after -=
+        std::llround(static_cast<double>(op.out_features * op.in_features) * (1 - left[i]));
+  }
 }
 
 /// Methods that never do without a text are refused when the job is parsed; others depend on their settings.
@@ -348,8 +362,9 @@ uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan&
                   models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
 }
 
-/// Bytes that are saved; throws ConfigError where the table cannot be compressed.
-uint64_t check_embedding(const lowrank::EmbeddingOptions& options, const model::Model& model) {
+/// What becomes of the token embedding; throws ConfigError where it cannot be compressed.
+OperatorPlan plan_embedding(const Job& job, const model::Model& model) {
+  const lowrank::EmbeddingOptions& options = *job.embedding;
   if (model.compressed_embedding())
     throw ConfigError("job: /embedding", "the model must have a plain embedding table; it is compressed");
   const model::OperatorInfo table = model.embedding();
@@ -357,8 +372,26 @@ uint64_t check_embedding(const lowrank::EmbeddingOptions& options, const model::
     throw ConfigError("job: /embedding",
                       fmt::format("the model must have the tensor '{}.weight'; it has none", table.name));
   }
-  const auto bytes = static_cast<double>(model.checkpoint().info(table.name + ".weight").bytes());
-  return static_cast<uint64_t>(bytes - bytes / options.ratio);
+  std::optional<lowrank::MorphemeIndex> morphemes;
+  if (options.method == lowrank::EmbeddingMethod::kMorphTe)
+    morphemes = token_morphemes(job.model, table.out_features, options);
+  try {
+    lowrank::check_embedding(options, table.out_features, table.in_features, !job.calibration.text.empty(),
+                             morphemes ? &*morphemes : nullptr);
+  } catch (const InvalidArgument& misfit) {
+    throw ConfigError("job: /embedding", without(misfit.what(), "[embedding] "));
+  }
+  OperatorPlan plan;
+  plan.name = table.name;
+  plan.block = -1;
+  plan.out_features = table.out_features;
+  plan.in_features = table.in_features;
+  plan.methods = {"embedding"};
+  plan.scheme = embedding_summary(options);
+  plan.bytes_before = static_cast<int64_t>(model.checkpoint().info(table.name + ".weight").bytes());
+  plan.bytes_after = std::llround(static_cast<double>(plan.bytes_before) / options.ratio);
+  if (job.write.format == WriteFormat::kDense) write_dense(plan, model.dtype());
+  return plan;
 }
 
 MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan& plan) {
@@ -421,6 +454,26 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
     m.solver = std::max(m.solver, static_cast<uint64_t>(fit));
   }
   return m;
+}
+
+/// Operators that take more than the matrices they stand for.
+void warn_of_growth(const model::Model& model, Plan& plan) {
+  int64_t count = 0;
+  const OperatorPlan* worst = nullptr;
+  const auto element = static_cast<int64_t>(c10::elementSize(model.dtype()));
+  const auto growth = [element](const OperatorPlan& op) {
+    return static_cast<double>(op.bytes_after) /
+           static_cast<double>(op.out_features * op.in_features * element);
+  };
+  for (const OperatorPlan& op : plan.operators) {
+    if (op.methods.empty() || growth(op) <= 1) continue;
+    ++count;
+    if (worst == nullptr || growth(op) > growth(*worst)) worst = &op;
+  }
+  if (worst == nullptr) return;
+  plan.warnings.push_back(
+      fmt::format("{} of {} operators become larger than their matrices: {}, to {:.1f} % ({})", count,
+                  plan.operators.size(), worst->name, 100 * growth(*worst), worst->scheme));
 }
 
 void warn_of_length(const char* field, int64_t length, const model::Model& model, Plan& plan) {
@@ -520,6 +573,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
+      plan.takes_moments = plan.takes_moments || instance->needs().second_moment;
     }
     const std::string where = fmt::format("job: /passes/{}", &pass - job.passes.data());
     check_mismatch(pass, where, methods.find(pass.method), &pass == &job.passes.back());
@@ -534,13 +588,15 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
   plan.threads = thread_count(static_cast<int>(job.threads));
   plan.batch_tokens = std::max(kBatchTokens, static_cast<int64_t>(plan.threads) * job.calibration.length);
-  plan.parameters = model.parameters();
   plan.bytes_before = model.stored_bytes();
   plan.bytes_after = plan.bytes_before;
   for (const OperatorPlan& op : plan.operators) {
     plan.bytes_after += static_cast<uint64_t>(op.bytes_after) - static_cast<uint64_t>(op.bytes_before);
   }
-  if (job.embedding) plan.bytes_after -= check_embedding(*job.embedding, model);
+  if (job.embedding) {
+    plan.embedding = plan_embedding(job, model);
+    plan.bytes_after -= static_cast<uint64_t>(plan.embedding->bytes_before - plan.embedding->bytes_after);
+  }
   if (plan.needs_gradients) {
     plan.gradient_flops = calib::GradientSweep::planned_flops(model.architecture(), sample_lengths(job));
   }
@@ -551,8 +607,12 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
     }
   }
   plan.warnings = model.warnings();
+  warn_of_growth(model, plan);
   check_encoder(job, model, plan);
   if (plan.needs_calibration) warn_of_length("calibration.length", job.calibration.length, model, plan);
+  if (const std::string few = few_tokens(plan, job.calibration.samples * job.calibration.length);
+      !few.empty())
+    plan.warnings.push_back(few);
   if (job.evaluate) warn_of_length("evaluate.window", evaluation_window(job, model), model, plan);
   place_activations(job, model, plan);
   plan.disk_bytes = estimate_disk(job, model, plan);
@@ -561,6 +621,19 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
 
 Plan plan(const Job& job, const MethodTable& methods) {
   return make_plan(job, methods, model::Model::open(job.model));
+}
+
+std::string few_tokens(const Plan& plan, int64_t tokens) {
+  if (!plan.takes_moments) return "";
+  const OperatorPlan* widest = nullptr;
+  for (const OperatorPlan& op : plan.operators) {
+    if (!op.methods.empty() && (widest == nullptr || op.in_features > widest->in_features)) widest = &op;
+  }
+  if (widest == nullptr || tokens >= widest->in_features) return "";
+  return fmt::format(
+      "calibration: {} tokens are fewer than the {} inputs of {}, so the second moment of its "
+      "inputs is singular; more samples, or longer ones, tell more",
+      tokens, widest->in_features, widest->name);
 }
 
 void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t tokens) {

@@ -10,6 +10,7 @@
 #include "lcomp/io/hf_dir.h"
 #include "lcomp/pipeline/verify.h"
 #include "lcomp/version.h"
+#include "pipeline/embedding.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -97,7 +98,7 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
         static_cast<int64_t>(settings.size()) - std::count(settings.begin(), settings.end(), nullptr);
     report_.passes.push_back({job.passes[p].method, plan_.summaries[p], operators});
   }
-  if (job.embedding) report_.passes.push_back({"embedding", std::string(name_of(job.embedding->method)), 1});
+  if (job.embedding) report_.passes.push_back({"embedding", embedding_summary(*job.embedding), 1});
 }
 
 void Run::check_cancelled() const {
@@ -183,6 +184,12 @@ void Run::read_calibration(const io::Tokenizer& tokenizer) {
   facts.short_dropped = tokens.short_dropped;
   facts.short_packed = tokens.short_packed;
   report_.calibration = facts;
+  // The plan has warned where already the job asks for too few.
+  if (const std::string few = few_tokens(plan_, facts.tokens);
+      !few.empty() && few_tokens(plan_, c.samples * c.length).empty()) {
+    report_.warnings.push_back(few);
+    observer_.warning(few);
+  }
   for (const std::string& warning : tokens.warnings) {
     report_.warnings.push_back(warning);
     observer_.warning(warning);
@@ -304,9 +311,12 @@ void Run::count_compressed(const model::Model& written) {
   totals.compressed_parameters = static_cast<int64_t>(weights);
   if (weights > 0) totals.operator_bits_per_weight = 8.0 * stored / weights;
   int64_t numbers = written.parameters(), macs = 0;
-  bool factored = job_.embedding.has_value();
-  if (const auto table = last.find(model_.embedding().name); table != last.end() && table->second->parameters)
+  bool factored = false;
+  if (const auto table = last.find(model_.embedding().name);
+      table != last.end() && table->second->parameters) {
+    factored = true;
     numbers += *table->second->parameters - table->second->out_features * table->second->in_features;
+  }
   for (const auto& [name, size] : sizes) {
     const auto found = last.find(name);
     const bool counts_itself = found != last.end() && found->second->parameters;

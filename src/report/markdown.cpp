@@ -97,13 +97,13 @@ std::string evaluation(const RunReport& r) {
 std::string operators(const RunReport& r) {
   if (r.operators.empty()) return "No operator has been compressed.\n\n";
   Table kinds({"kind", "operators", "bits per weight", "activation error, mean", "largest (block)",
-               "weight error, mean", "loss / rounding's"});
+               "weight error, mean", "loss / rounding's", "stored"});
   for (const auto& k : summarize_kinds(r))
     kinds.row({k.kind, exact(k.operators), number(k.bits_per_weight), percent(k.activation_error),
                k.worst_activation_error
                    ? fmt::format("{} ({})", percent(k.worst_activation_error), k.worst_block)
                    : std::string(kAbsent),
-               percent(k.weight_error), number(k.loss_ratio, 3)});
+               percent(k.weight_error), number(k.loss_ratio, 3), k.stored});
   return kinds.text();
 }
 

@@ -42,6 +42,8 @@ class KindTotals {
   void add(const OperatorRow& row) {
     out_.kind = row.kind;
     ++out_.operators;
+    if (std::find(schemes_.begin(), schemes_.end(), row.scheme) == schemes_.end())
+      schemes_.push_back(row.scheme);
     bytes_ += static_cast<double>(row.bytes_after);
     weights_ += static_cast<double>(row.out_features) * static_cast<double>(row.in_features);
     activation_.add(row.activation_error);
@@ -58,6 +60,9 @@ class KindTotals {
   KindSummary summary() const {
     KindSummary out = out_;
     out.bits_per_weight = weights_ > 0 ? 8 * bytes_ / weights_ : 0;
+    out.stored = schemes_.front();
+    if (schemes_.size() > 1)
+      out.stored += fmt::format("; {} other {}", schemes_.size() - 1, schemes_.size() > 2 ? "ways" : "way");
     out.activation_error = activation_.get();
     out.weight_error = weight_.get();
     if (rtn_loss_ > 0) out.loss_ratio = loss_ / rtn_loss_;
@@ -66,6 +71,7 @@ class KindTotals {
 
  private:
   KindSummary out_;
+  std::vector<std::string> schemes_;
   Mean activation_, weight_;
   double bytes_ = 0, weights_ = 0, loss_ = 0, rtn_loss_ = 0;
 };
@@ -182,13 +188,13 @@ std::string describe_change(const std::optional<double>& from, const std::option
 }
 
 std::string describe_passes(const RunReport& report) {
-  std::string out;
+  // The embedding is compressed before the blocks, whose passes are numbered from 0.
+  std::vector<std::string> parts;
   for (const auto& pass : report.passes) {
-    if (!out.empty()) out += "; then ";
-    out += pass.method;
-    if (!pass.summary.empty()) out += ": " + pass.summary;
+    const std::string text = pass.summary.empty() ? pass.method : pass.method + ": " + pass.summary;
+    parts.insert(pass.method == "embedding" ? parts.begin() : parts.end(), text);
   }
-  return out;
+  return fmt::format("{}", fmt::join(parts, "; then "));
 }
 
 std::string status_notice(const RunReport& report) {

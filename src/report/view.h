@@ -34,6 +34,7 @@ struct KindSummary {
   std::string kind;
   int64_t operators = 0;
   double bits_per_weight = 0;
+  std::string stored;                      ///< "rank 106, pivoted; 3 other ways"
   std::optional<double> activation_error;  ///< mean
   std::optional<double> worst_activation_error;
   int64_t worst_block = -1;

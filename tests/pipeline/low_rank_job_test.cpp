@@ -13,6 +13,7 @@
 #include "lcomp/lowrank/tensor_train_weight.h"
 #include "lcomp/model/model.h"
 #include "lcomp/pipeline/export.h"
+#include "lcomp/pipeline/inspect.h"
 #include "lcomp/pipeline/planner.h"
 #include "lcomp/quant/quantized_weight.h"
 #include "pipeline/child_runs.h"
@@ -321,6 +322,108 @@ TEST_CASE("oats by a pattern: its mask, and the rank that follows from it", "[pi
   }
 }
 
+TEST_CASE("allocations remove what was asked, and from no operator more than max_removed",
+          "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  for (const char* allocation : {"energy", "sensitivity", "budget"}) {
+    for (const int multiple : {1, 16}) {
+      CAPTURE(allocation, multiple);
+      const std::string name = allocation + std::to_string(multiple);
+      const auto report = test::run(factor_job(
+          dir / name, "svd_llm",
+          {{"allocation", allocation}, {"rank_multiple", multiple}, {"removed", 0.3}, {"max_removed", 0.4}}));
+      double all = 0, removed = 0, step = 0;
+      for (const auto& row : report.operators) {
+        const auto size = static_cast<double>(row.out_features * row.in_features);
+        const double gone =
+            size - static_cast<double>(row.parameters.value_or(row.out_features * row.in_features));
+        REQUIRE(gone <= 0.4 * size);
+        all += size;
+        removed += gone;
+        step = std::max(step, static_cast<double>(multiple * (row.out_features + row.in_features)));
+      }
+      REQUIRE(removed >= 0.3 * all - 1);
+      REQUIRE(removed <= 0.3 * all + step);
+    }
+  }
+}
+
+TEST_CASE("how the second moment was factored is in the report, and strict wants it regular",
+          "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  Json job = factor_job(dir / "few", "svd_llm", {{"targets", {"self_attn.q_proj"}}});
+  job["calibration"]["samples"] = 2;
+  for (const auto& row : test::run(job).operators) {
+    REQUIRE(row.rung == "eigenvalues");  // of 128 tokens in 192 columns
+    REQUIRE(row.rung_index == 1);
+  }
+  job["output"] = (dir / "strict").string();
+  job["strict"] = true;
+  CHECK_THAT(test::error_text([&] { test::run(job); }),
+             Catch::Contains("strict mode must solve the regular way; 'model.layers.0.self_attn.q_proj' took "
+                             "\"eigenvalues\""));
+  job["calibration"]["samples"] = 16;
+  for (const auto& row : test::run(job).operators) REQUIRE(row.rung == "cholesky");
+}
+
+TEST_CASE("sums tell what rounding alone would lose, and what factoring took", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  const Json more = {{"bits", 3}, {"group_size", 64}, {"solver", "gptq"}, {"rank", 16}};
+  for (const auto& row : test::run(factor_job(dir / "lqer", "lqer", more)).operators) {
+    REQUIRE(row.loss.value() < row.rtn_loss.value());
+    REQUIRE(row.damping.value() > 0);
+    REQUIRE_FALSE(row.rung.empty());
+  }
+  for (const auto& row : test::run(factor_job(dir / "oats", "oats", {{"iterations", 2}})).operators)
+    REQUIRE(row.damping.value() > 0);
+}
+
+TEST_CASE("factors written dense: plan and report count the matrices", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  Json job = factor_job(dir / "out", "svd_llm");
+  job["embedding"] = {{"ratio", 3}};
+  job["write"] = {{"format", "dense"}};
+  const auto plan = pipeline::plan(test::parse(job), pipeline::builtin_methods());
+  REQUIRE(plan.bytes_after == plan.bytes_before);
+  REQUIRE(plan.embedding->bytes_after == plan.embedding->bytes_before);
+  REQUIRE_THAT(plan.operators[0].scheme, Catch::EndsWith("pivoted, written dense"));
+  const auto report = test::run(job);
+  REQUIRE(report.totals.bytes_after == report.totals.bytes_before);
+  REQUIRE(report.totals.operator_bits_per_weight == 16);
+  REQUIRE_FALSE(report.totals.numbers_after);
+  for (const auto& row : report.operators) {
+    REQUIRE(row.bytes_after == row.bytes_before);
+    REQUIRE_THAT(row.scheme, Catch::EndsWith(", written dense"));
+  }
+}
+
+TEST_CASE("plans warn of sums that take more than the matrices, and of too few tokens",
+          "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  const auto warnings = [&](const Json& passes) {
+    const Json job = test::job_with(dir / "out", passes);
+    return pipeline::plan(test::parse(job), pipeline::builtin_methods()).warnings;
+  };
+  const auto few = warnings(Json::array({factor("svd_llm")}));
+  REQUIRE(few.size() == 1);
+  CHECK_THAT(few[0], Catch::StartsWith("calibration: 256 tokens are fewer than the 512 inputs of "
+                                       "model.layers.0.mlp.down_proj"));
+  CHECK(warnings(Json::array({factor("svd_llm", {{"targets", {"q_proj"}}})})).empty());
+  const auto larger = warnings(Json::array(
+      {factor("lqer", {{"bits", 8}, {"group_size", 64}, {"rank", 60}, {"targets", {"k_proj", "up_proj"}}})}));
+  REQUIRE(larger.size() == 1);
+  CHECK_THAT(larger[0], Catch::StartsWith("4 of 28 operators become larger than their matrices: "
+                                          "model.layers.0.self_attn.k_proj, to 148"));
+  // A text that holds less than was asked for.
+  test::write_text(dir / "short.txt", std::string(100, 'a') + " end");
+  Json job = test::job_with(dir / "short", Json::array({factor("svd_llm", {{"targets", {"q_proj"}}})}));
+  job["calibration"]["text"] = (dir / "short.txt").string();
+  const auto report = test::run(job);
+  REQUIRE(std::any_of(report.warnings.begin(), report.warnings.end(), [](const std::string& warning) {
+    return warning.find("fewer than the 192 inputs") != std::string::npos;
+  }));
+}
+
 TEST_CASE("ranks that cannot be reached are the least there are", "[pipeline][lowrank]") {
   const test::TempDir dir;
   const auto ranks = [&](const Json& more) {
@@ -365,7 +468,8 @@ TEST_CASE("an embedding is compressed with its tied head, calibrated on, verifie
     CAPTURE(method);
     const std::string name = method;
     Json job = test::job_with(dir / name, Json::array({factor("svd_llm", {{"removed", 0.1}})}));
-    job["embedding"] = {{"method", method}, {"ratio", 4}, {"sweeps", 3}, {"exceptions", 20}};
+    job["embedding"] = {{"method", method}, {"ratio", 4}, {"exceptions", 20}};
+    if (name == "word2ketxs" || name == "morphte") job["embedding"]["sweeps"] = 3;
     test::Watcher watcher;
     const auto report = test::run(job, watcher);
     const auto model = model::Model::open(dir / name);
@@ -394,17 +498,50 @@ TEST_CASE("an embedding is compressed with its tied head, calibrated on, verifie
   }
 }
 
-TEST_CASE("embeddings: what cannot work is refused", "[pipeline][lowrank][embedding]") {
+TEST_CASE("embeddings: morphemes come from a file, which plan reads too", "[pipeline][lowrank][embedding]") {
+  const test::TempDir dir;
+  test::write_text(dir / "segments.json",
+                   Json{{"mor_set", {"the", "re", "for", "e"}},
+                        {"word2mor", {{"there", {"the", "re"}}, {"therefore", {"the", "re", "for", "e"}}}}}
+                       .dump());
+  Json job = test::job_with(dir / "out", Json::array());
+  job.erase("passes");
+  job["embedding"] = {
+      {"method", "morphte"}, {"ratio", 4}, {"sweeps", 2}, {"segments", (dir / "segments.json").string()}};
+  const auto plan = pipeline::plan(test::parse(job), pipeline::builtin_methods());
+  REQUIRE(plan.embedding->scheme == "morphte, 4 times smaller");
+  REQUIRE(plan.bytes_after ==
+          plan.bytes_before - static_cast<uint64_t>(plan.embedding->bytes_before * 3 / 4));
+  test::run(job);
+  job["output"] = (dir / "affixes").string();
+  job["embedding"].erase("segments");
+  test::run(job);
+  REQUIRE(test::weights_hash(dir / "out") != test::weights_hash(dir / "affixes"));
+  Observer silent;
+  REQUIRE_THAT(pipeline::inspect(dir / "out", true, silent).model->embedding, Catch::Contains("lcomp-morph"));
+}
+
+TEST_CASE("embeddings: what cannot work is refused, by plan as by run", "[pipeline][lowrank][embedding]") {
   const test::TempDir dir;
   const auto refusal = [&](const Json& embedding) {
     Json job = test::job_with(dir / "out", Json::array());
     job.erase("passes");
     job["embedding"] = embedding;
-    return test::error_text([&] { test::run(job); });
+    const std::string text = test::error_text([&] { test::run(job); });
+    CHECK(test::error_text([&] { pipeline::plan(test::parse(job), pipeline::builtin_methods()); }) == text);
+    return text;
   };
   CHECK_THAT(refusal({{"ratio", 0.5}}), Catch::Contains("/embedding/ratio"));
   CHECK_THAT(refusal({{"method", "tt"}}), Catch::Contains("must be one of low_rank, tensor_train"));
-  CHECK_THAT(refusal({{"ratio", 100000}}), Catch::Contains("must leave"));
+  CHECK_THAT(refusal({{"ratio", 100000}}),
+             Catch::StartsWith("[job: /embedding] ratio and exceptions must leave 2240 numbers at least for "
+                               "low_rank; they leave"));
+  CHECK_THAT(refusal({{"order", 3}, {"segments", "x"}, {"sweeps", 3}}),
+             Catch::Contains("/embedding/order] acts only with a method other than low_rank") &&
+                 Catch::Contains("/embedding/segments] acts only with method morphte") &&
+                 Catch::Contains("/embedding/sweeps] acts only with method word2ketxs or morphte"));
+  CHECK_THAT(refusal({{"method", "tensor_train"}, {"frequency_power", 0.1}}),
+             Catch::Contains("/embedding/frequency_power] acts only with a method other than tensor_train"));
   CHECK_THAT(refusal({{"order", 1}}), Catch::Contains("/embedding/order] must be 0 or from 2 up; got 1"));
   CHECK_THAT(refusal({{"exceptions", 1 << 20}}), Catch::Contains("must be fewer than the"));
   CHECK_THAT(refusal({{"method", "morphte"}, {"segments", "/nowhere.json"}}),
@@ -457,6 +594,45 @@ TEST_CASE("factored jobs give the same bytes with two threads, and when they are
     test::run(again);
     REQUIRE(test::weights_hash(dir / (method + "-killed")) == expected);
   }
+}
+
+TEST_CASE("settings that cannot act are refused where a job changes them", "[pipeline][lowrank]") {
+  const test::TempDir dir;
+  const auto refusal = [&](const std::string& method, const Json& more) {
+    return test::error_text([&] { test::parse(factor_job(dir / "out", method, more)); });
+  };
+  CHECK_THAT(refusal("svd_llm", {{"trust", 0.3}}),
+             Catch::Contains(
+                 "/passes/0/trust] acts only with allocation budget, and must be left out here; got 0.3"));
+  const std::vector<std::pair<std::string, Json>> idle = {
+      {"svd_llm", {{"max_removed", 0.4}}},
+      {"svd_llm", {{"allocation", "energy"}, {"sensitivity", "outputs"}}},
+      {"svd_llm", {{"rank", 8}, {"removed", 0.3}}},
+      {"svd_llm", {{"factor_group_size", 8}}},
+      {"svd_llm", {{"mismatch_weight", 0.2}}},
+      {"svd_llm", {{"overrides", Json::array({{{"match", {"q_proj"}}, {"sampled_rows", 3}}})}}},
+      {"lqer", {{"sweeps", 3}}},
+      {"lqer", {{"rank", 0}, {"weighing", "none"}}},
+      {"oats", {{"refit", false}, {"damping", 0.1}}},
+      {"tensor_train", {{"rank", 2}, {"removed", 0.4}}},
+  };
+  for (const auto& [method, more] : idle) {
+    CAPTURE(method, more);
+    CHECK_THAT(refusal(method, more), Catch::Contains("] acts only with "));
+  }
+  // As they are by default, so in every job that lcomp writes, they may stand.
+  const auto methods = pipeline::builtin_methods();
+  for (const auto& [method, more] : idle) {
+    const auto job = test::parse(factor_job(dir / "out", method));
+    CHECK(pipeline::to_json(pipeline::parse_job(pipeline::to_json(job), "job", methods)) ==
+          pipeline::to_json(job));
+  }
+  // What an override takes from its pass is not its own doing.
+  CHECK(refusal("lqer",
+                {{"solver", "gptq"},
+                 {"sweeps", 3},
+                 {"overrides", Json::array({{{"match", {"q_proj"}}, {"solver", "rtn"}, {"sweeps", 3}}})}}) ==
+        "nothing was thrown");
 }
 
 TEST_CASE("factors: settings and orders that cannot work are refused", "[pipeline][lowrank]") {

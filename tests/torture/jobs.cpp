@@ -33,9 +33,8 @@ std::vector<NamedJob> torture_jobs() {
   const Json two_threads = {{"threads", 2}};
   const Json fifth = {{"removed", 0.2}};
   const Json no_passes = {{"passes", nullptr}};
-  const auto embedding = [&](const std::string& of) {
-    return with(no_passes,
-                {{"embedding", {{"method", of}, {"ratio", 4}, {"sweeps", 3}, {"exceptions", 20}}}});
+  const auto embedding = [&](const Json& more) {
+    return with(no_passes, {{"embedding", with({{"ratio", 4}, {"exceptions", 20}}, more)}});
   };
   return {
       job_of("rtn", pass("rtn"), evaluated),
@@ -72,8 +71,8 @@ std::vector<NamedJob> torture_jobs() {
       job_of("tensor_train", method("tensor_train", fifth)),
       job_of("tucker_heads", method("tucker_heads", {{"targets", {"self_attn.*"}}})),
       job_of("tucker_layers", method("tucker_layers", {{"removed", 0.3}})),
-      job_of("embedding of low rank", Json(), with(embedding("low_rank"), evaluated)),
-      job_of("embedding by morphte", Json(), embedding("morphte")),
+      job_of("embedding of low rank", Json(), with(embedding({{"method", "low_rank"}}), evaluated)),
+      job_of("embedding by morphte", Json(), embedding({{"method", "morphte"}, {"sweeps", 3}})),
       tiny_job(),
       tiny_job(true),
   };

@@ -58,4 +58,10 @@ class FieldVisitor {
   }
 };
 
+/// A setting that does nothing beside these others, and where it acts: "with allocation budget".
+struct IdleSetting {
+  std::string_view name;
+  std::string_view acts;
+};
+
 }  // namespace lcomp

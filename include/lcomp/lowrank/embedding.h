@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "lcomp/core/observer.h"
 #include "lcomp/core/options.h"
@@ -32,6 +33,8 @@ struct EmbeddingOptions {
   std::string segments;
 
   void visit(FieldVisitor& v);
+  /// counts: whether tokens are counted in a text.
+  std::vector<IdleSetting> idle(bool counts) const;
 
   /// `order`, or where that is 0, what measures best (docs/lowrank.md).
   int64_t settled_order() const;
@@ -42,6 +45,12 @@ struct EmbeddingFit {
   WeightPtr weight;
   double relative_error = 0;  ///< ||E - E^|| / ||E||, all rows alike, as stored
 };
+
+/// Throws InvalidArgument as `fit_embedding` would for a table of this shape, before there is one: for an
+/// order or exceptions that cannot be, or a ratio that leaves room for nothing. counted: whether there are
+/// counts of tokens. morphemes: for kMorphTe.
+void check_embedding(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim, bool counted,
+                     const MorphemeIndex* morphemes);
 
 /// Bytes that `fit_embedding` works in for a table [vocabulary, dim], about.
 int64_t embedding_fit_bytes(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim);

@@ -44,7 +44,8 @@ class InputMetric {
   at::Tensor scaled(const at::Tensor& weight, ThreadPool* pool = nullptr) const;
   /// tr(D H D^T).
   double loss(const at::Tensor& difference, ThreadPool* pool = nullptr) const;
-  /// Whether H had to be factored by its eigenvalues; known once `scaled` was called.
+  /// Whether S was needed so far, and if so, whether H had to be factored by its eigenvalues.
+  bool is_factored() const { return root_->s.defined(); }
   bool is_singular() const { return root_->singular; }
 
  private:

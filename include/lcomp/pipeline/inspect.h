@@ -35,6 +35,7 @@ struct InspectedModel {
   int64_t max_positions = 0;
   int64_t parameters = 0;                  ///< tied ones once; packed weights as the matrices they stand for
   std::vector<StoredKind> storage;         ///< of the operators, in their order
+  std::string embedding;                   ///< how a compressed embedding is stored; empty for a table
   std::vector<model::BlockWidths> widths;  ///< of each block
   std::string tokenizer_hash;              ///< empty when there is no tokenizer.json
 };

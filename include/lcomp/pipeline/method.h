@@ -26,6 +26,8 @@ struct PassOptions {
   /// Shows every field, by its name in job files.
   virtual void visit(FieldVisitor& v) = 0;
   virtual std::unique_ptr<PassOptions> clone() const = 0;
+  /// Settings that have no effect as the others are. A job that changes one of them is refused.
+  virtual std::vector<IdleSetting> idle() const { return {}; }
 
   /// The part of these settings that is a `Struct`, so that a pass works with the settings of every method
   /// whose chain it stands in. Throws InternalError when they have none.
@@ -45,8 +47,9 @@ struct PassOptions {
   virtual const void* find(const std::type_info& /*type*/) const { return nullptr; }
 };
 
-/// Plain option structs (each with `void visit(FieldVisitor&)`) as the settings of a pass; their fields stand
-/// side by side in the job file. `PassOptionsOf<QuantScheme, GptqOptions>` needs no further code.
+/// Plain option structs (each with `void visit(FieldVisitor&)`, and perhaps `std::vector<IdleSetting> idle()
+/// const`) as the settings of a pass; their fields stand side by side in the job file.
+/// `PassOptionsOf<QuantScheme, GptqOptions>` needs no further code.
 template <class... Structs>
 struct PassOptionsOf : PassOptions {
   std::tuple<Structs...> values;
@@ -62,12 +65,25 @@ struct PassOptionsOf : PassOptions {
 
   void visit(FieldVisitor& v) override { (std::get<Structs>(values).visit(v), ...); }
   std::unique_ptr<PassOptions> clone() const override { return std::make_unique<PassOptionsOf>(*this); }
+  std::vector<IdleSetting> idle() const override {
+    std::vector<IdleSetting> all;
+    (add_idle(std::get<Structs>(values), all), ...);
+    return all;
+  }
 
  protected:
   const void* find(const std::type_info& type) const override {
     const void* found = nullptr;
     ((type == typeid(Structs) ? void(found = &std::get<Structs>(values)) : void()), ...);
     return found;
+  }
+
+ private:
+  template <class Struct>
+  static void add_idle(const Struct& part, std::vector<IdleSetting>& all) {
+    if constexpr (requires { part.idle(); }) {
+      for (const IdleSetting& setting : part.idle()) all.push_back(setting);
+    }
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,7 @@ struct MemoryPlan {
 /// A job resolved against its model, from the headers of its files.
 struct Plan {
   std::vector<OperatorPlan> operators;
+  std::optional<OperatorPlan> embedding;  ///< of a job that compresses it
   /// Settings per pass and operator (in the order of `operators`); null where a pass leaves an operator
   /// alone.
   std::vector<OperatorSettings> settings;
@@ -56,6 +58,7 @@ struct Plan {
   double gradient_matrices = 0;    ///< values that are kept of them for each weight
   bool deletes_units = false;
   bool factors_matrices = false;
+  bool takes_moments = false;    ///< second moments, which few tokens leave singular
   uint64_t survey_bytes = 0;     ///< of what surveys add up over the blocks
   bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
   /// A pass compares what it reads with the model as it found it, which takes a second stream of samples.
@@ -69,7 +72,8 @@ struct Plan {
   MemoryPlan memory;
   uint64_t disk_bytes = 0;  ///< needed at the output while the run is on
   int64_t parameters = 0;
-  uint64_t bytes_before = 0;  ///< of all tensors
+  int64_t parameters_after = 0;  ///< of the matrices that are left: fewer where units are deleted
+  uint64_t bytes_before = 0;     ///< of all tensors
   uint64_t bytes_after = 0;
   double forward_flops = 0;   ///< of the calibration
   double gradient_flops = 0;  ///< of the gradient sweep
@@ -80,6 +84,10 @@ struct Plan {
 /// every setting that matches nothing or does not fit an operator, and ResourceError when `max_memory` cannot
 /// be kept.
 Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model);
+
+/// A warning where the samples have fewer tokens than an operator whose second moments are taken has inputs;
+/// empty else.
+std::string few_tokens(const Plan& plan, int64_t tokens);
 
 /// Once the evaluation text is read: puts the memory for its real number of tokens into the plan. Throws
 /// ResourceError when `max_memory` cannot be kept.

@@ -44,6 +44,7 @@ std::string text_of(const pipeline::Inspection& found) {
     for (const std::string& line : width_lines(model->widths)) row("widths", line);
     for (const auto& kind : model->storage)
       row("stored", fmt::format("{} ({} operators)", kind.description, kind.operators));
+    if (!model->embedding.empty()) row("embedding", model->embedding);
     row("tokenizer", model->tokenizer_hash.empty() ? "none" : model->tokenizer_hash);
   }
   row("tensors", fmt::format("{}, {}", found.tensors, format_bytes(found.bytes)));
@@ -75,6 +76,7 @@ Json json_of(const pipeline::Inspection& found) {
                      {"vocab_size", model->vocab_size},   {"max_positions", model->max_positions},
                      {"parameters", model->parameters},   {"storage", std::move(storage)},
                      {"block_widths", std::move(widths)}, {"tokenizer_hash", model->tokenizer_hash}};
+    if (!model->embedding.empty()) json["model"]["embedding"] = model->embedding;
   }
   if (found.values_read) json["values_read"] = *found.values_read;
   json["warnings"] = found.warnings;

@@ -22,16 +22,19 @@ int64_t as_signed(uint64_t bytes) {
 }
 
 std::string operator_table(const pipeline::Plan& plan) {
+  std::vector<const pipeline::OperatorPlan*> rows;
+  if (plan.embedding) rows.push_back(&*plan.embedding);
+  for (const pipeline::OperatorPlan& op : plan.operators) rows.push_back(&op);
   size_t width = 8;
-  for (const pipeline::OperatorPlan& op : plan.operators) width = std::max(width, op.name.size());
+  for (const pipeline::OperatorPlan* op : rows) width = std::max(width, op->name.size());
   std::string text =
       fmt::format("{:<{}}  {:>13}  {:>8}  {:>8}  {}\n", "operator", width, "shape", "before", "after", "");
-  for (const pipeline::OperatorPlan& op : plan.operators) {
-    const std::string shape = fmt::format("{} x {}", op.out_features, op.in_features);
+  for (const pipeline::OperatorPlan* op : rows) {
+    const std::string shape = fmt::format("{} x {}", op->out_features, op->in_features);
     const std::string what =
-        op.methods.empty() ? "untouched" : fmt::format("{}: {}", fmt::join(op.methods, ", "), op.scheme);
-    text += fmt::format("{:<{}}  {:>13}  {:>8}  {:>8}  {}\n", op.name, width, shape,
-                        format_bytes(op.bytes_before), format_bytes(op.bytes_after), what);
+        op->methods.empty() ? "untouched" : fmt::format("{}: {}", fmt::join(op->methods, ", "), op->scheme);
+    text += fmt::format("{:<{}}  {:>13}  {:>8}  {:>8}  {}\n", op->name, width, shape,
+                        format_bytes(op->bytes_before), format_bytes(op->bytes_after), what);
   }
   return text;
 }
@@ -45,7 +48,7 @@ std::string text_of(const pipeline::Plan& plan) {
   row("size",
       fmt::format("{} -> {}, {:.2f} bits per weight", format_bytes(as_signed(plan.bytes_before)),
                   format_bytes(as_signed(plan.bytes_after)),
-                  8.0 * static_cast<double>(plan.bytes_after) / static_cast<double>(plan.parameters)));
+                  8.0 * static_cast<double>(plan.bytes_after) / static_cast<double>(plan.parameters_after)));
   row("memory", fmt::format("{} at the peak (estimate)", format_bytes(as_signed(plan.memory.peak()))));
   row("disk", format_bytes(as_signed(plan.disk_bytes)));
   row("threads", std::to_string(plan.threads));
@@ -76,22 +79,28 @@ Json settings_of(const pipeline::Plan& plan, size_t index) {
   return settings;
 }
 
+Json json_of(const pipeline::OperatorPlan& op) {
+  return {{"name", op.name},
+          {"block", op.block},
+          {"out_features", op.out_features},
+          {"in_features", op.in_features},
+          {"methods", op.methods},
+          {"scheme", op.scheme},
+          {"bytes_before", op.bytes_before},
+          {"bytes_after", op.bytes_after}};
+}
+
 Json json_of(const pipeline::Plan& plan) {
   Json operators = Json::array();
   for (size_t i = 0; i < plan.operators.size(); ++i) {
-    const pipeline::OperatorPlan& op = plan.operators[i];
-    operators.push_back({{"name", op.name},
-                         {"block", op.block},
-                         {"out_features", op.out_features},
-                         {"in_features", op.in_features},
-                         {"methods", op.methods},
-                         {"scheme", op.scheme},
-                         {"bytes_before", op.bytes_before},
-                         {"bytes_after", op.bytes_after},
-                         {"settings", settings_of(plan, i)}});
+    Json row = json_of(plan.operators[i]);
+    row["settings"] = settings_of(plan, i);
+    operators.push_back(std::move(row));
   }
   const pipeline::MemoryPlan& memory = plan.memory;
   return {{"parameters", plan.parameters},
+          {"parameters_after", plan.parameters_after},
+          {"embedding", plan.embedding ? json_of(*plan.embedding) : Json(nullptr)},
           {"bytes_before", plan.bytes_before},
           {"bytes_after", plan.bytes_after},
           {"disk_bytes", plan.disk_bytes},

@@ -53,6 +53,13 @@ struct BesideOptions {
             "what its errors are weighed by: nothing, the magnitude of the inputs, or what they do to the "
             "outputs");
   }
+  std::vector<IdleSetting> idle() const {
+    if (rank > 0) return {};
+    std::vector<IdleSetting> idle;
+    for (const std::string_view name : {"form", "weighing", "iterations", "factor_bits"})
+      idle.push_back({name, "with a rank above 0"});
+    return idle;
+  }
 };
 
 InputMetric metric_of(Weighing weighing, const Target& target) {
@@ -97,8 +104,9 @@ class LqerPass final : public TargetPass {
                      ThreadPool* pool) const override {
     const PassOptions& settings = *target.settings;
     const auto& beside = settings.part<BesideOptions>();
-    const lowrank::PartOf quantize = quantizer(target, model_dtype, pool);
     MatrixResult result;
+    const lowrank::PartOf quantize = quantizer(target, model_dtype, result.row, pool);
+    result.row.rtn_loss = rounding_loss(target, model_dtype, pool);
     if (beside.rank == 0) {
       result.weight = quantize(target.weight);
       result.row.loss = loss_of(target, *result.weight, pool);
@@ -119,7 +127,17 @@ class LqerPass final : public TargetPass {
   }
 
  private:
-  static lowrank::PartOf quantizer(const Target& target, at::ScalarType model_dtype, ThreadPool* pool) {
+  /// Of plain rounding, without a part beside it.
+  static double rounding_loss(const Target& target, at::ScalarType model_dtype, ThreadPool* pool) {
+    auto scheme = with_scale_type(target.settings->part<quant::QuantScheme>(), model_dtype);
+    if (scheme.range == quant::RangeRule::kHessian) scheme.range = quant::RangeRule::kMse;
+    return loss_of(target, quant::QuantizedWeight(quant::rtn(target.weight.to(at::kFloat), scheme, pool)),
+                   pool);
+  }
+
+  /// Notes in the row what factoring the second moment took.
+  static lowrank::PartOf quantizer(const Target& target, at::ScalarType model_dtype, OperatorRow& row,
+                                   ThreadPool* pool) {
     const PassOptions& settings = *target.settings;
     const auto scheme = with_scale_type(settings.part<quant::QuantScheme>(), model_dtype);
     if (settings.part<SolverOptions>().solver == Solver::kRtn) {
@@ -130,6 +148,8 @@ class LqerPass final : public TargetPass {
     const auto& options = settings.part<quant::GptqOptions>();
     auto factor = std::make_shared<quant::GptqFactor>(
         quant::gptq_factor(target.own.second_moment, scheme, options, pool));
+    report_rung(factor->inverse.rung, row);
+    row.damping = factor->inverse.damping;
     return [scheme, pool, factor, options](const at::Tensor& matrix) {
       return std::make_shared<quant::QuantizedWeight>(
           quant::gptq(matrix.to(at::kFloat), *factor, scheme, options, pool).weight);
@@ -175,6 +195,10 @@ struct OatsOptions {
             "of the refit: added to the diagonal of the second moment, relative to its mean");
     v.field("form", form, "how the factors are stored: a pair, or pivoted");
   }
+  std::vector<IdleSetting> idle() const {
+    if (refit) return {};
+    return {{"damping", "with a refit"}};
+  }
 
   sparse::Sparsity sparsity() const {
     sparse::Sparsity s;
@@ -215,15 +239,16 @@ class OatsPass final : public TargetPass {
     const int64_t rank = oats.rank_of(op.info.out_features, op.info.in_features);
     MatrixResult result;
     if (rank == 0) {
-      result.weight = stored(masked(target.weight)->dense() != 0, target.weight, target, model_dtype, pool);
+      result.weight =
+          stored(masked(target.weight)->dense() != 0, target.weight, target, model_dtype, result.row, pool);
     } else {
       const InputMetric metric = InputMetric::diagonal(diagonal.sqrt());
       const auto found = lowrank::alternate(target.weight, metric, rank, masked,
                                             target.settings->part<lowrank::AlternationOptions>(), pool);
       const at::Tensor kept = found.part->dense() != 0;
       const WeightPtr factors = stored_factors(target, found.low_rank, oats.form, model_dtype);
-      result.weight =
-          sum_of(stored(kept, target.weight - factors->dense(), target, model_dtype, pool), factors);
+      result.weight = sum_of(
+          stored(kept, target.weight - factors->dense(), target, model_dtype, result.row, pool), factors);
     }
     result.row.loss = loss_of(target, *result.weight, pool);
     return result;
@@ -232,11 +257,13 @@ class OatsPass final : public TargetPass {
  private:
   /// The sparse part: what a mask keeps of `matrix`, refitted or as it is.
   static WeightPtr stored(const at::Tensor& kept, const at::Tensor& matrix, const Target& target,
-                          at::ScalarType model_dtype, ThreadPool* pool) {
+                          at::ScalarType model_dtype, OperatorRow& row, ThreadPool* pool) {
     const auto& oats = target.settings->part<OatsOptions>();
     at::Tensor pruned = matrix * kept;
     if (oats.refit) {
       const auto inverse = linalg::damped_inverse(target.own.second_moment, oats.damping, {}, pool);
+      report_rung(inverse.rung, row);
+      row.damping = inverse.damping;
       if (inverse.rung != linalg::Rung::kFailed)
         pruned = sparse::refit(matrix, target.own.second_moment, inverse.added, kept, pool).weight;
     }

@@ -143,6 +143,7 @@ class LowRankPass : public TargetPass {
     const FactorStore store(target.settings->part<FactorOptions>(), moment, model_dtype);
     result.weight = lowrank::factored_weight(factors, ranks.form, store, target.weight, moment);
     if (moment != nullptr) result.row.loss = moment->loss(target.weight - result.weight->dense(), pool);
+    if (own) report_factoring(*own, result.row);
     return result;
   }
 

@@ -27,6 +27,10 @@ struct GptqOrderOptions {
             "take the statistics of each group of operators after the groups before it are compressed, "
             "instead of once per block");
   }
+  std::vector<IdleSetting> idle() const {
+    if (mismatch == quant::MismatchRule::kFixed) return {};
+    return {{"mismatch_weight", "with mismatch fixed"}};
+  }
 };
 
 /// Takes the correction for changed inputs where it can be had and the job does not say.
@@ -60,6 +64,7 @@ struct SolverOptions {
   Solver solver = Solver::kRtn;
 
   void visit(FieldVisitor& v) { v.field("solver", solver, "what quantizes the weights: rtn or gptq"); }
+  std::vector<IdleSetting> idle() const;
 };
 
 /// The passes that other methods' chains end in; `method` is the name in the report. RTN reads the part

@@ -50,15 +50,30 @@ struct Factored {
     const int64_t size = lowrank::factored_size(ranks().form, op->out_features, op->in_features, rank);
     return std::max<int64_t>(0, count() - size);
   }
-  int64_t removed_evenly() const { return removed_at(ranks().rank_of(op->out_features, op->in_features)); }
+  /// What the same share of all would remove of it: nothing where no rank is smaller.
+  double removed_evenly() const {
+    if (ranks().rank_of(op->out_features, op->in_features) == 0) return 0;
+    return ranks().removed * static_cast<double>(count());
+  }
+  /// The largest rank that removes at least `amount`, or what max_removed and the least rank allow; 0: the
+  /// full matrix.
+  int64_t rank_removing(double amount) const {
+    if (amount < 0.5) return 0;
+    const auto most = static_cast<int64_t>(ranks().max_removed * static_cast<double>(count()) + 1e-6);
+    const int64_t step = ranks().rank_multiple;
+    const int64_t full = std::min(op->out_features, op->in_features);
+    int64_t rank = std::max(rank_at(count() - static_cast<int64_t>(std::ceil(amount))), step);
+    while (rank <= full && removed_at(rank) > most) rank += step;
+    return rank <= full && removed_at(rank) > 0 ? rank : 0;
+  }
   /// From the full matrix (0) to the least rank; removed amounts ascend.
   std::vector<int64_t> grid() const {
     std::vector<int64_t> ranks_on_grid = {0};
     const int64_t steps = std::llround(std::ceil(ranks().max_removed / kShareStep - 1e-9));
     for (int64_t g = 1; g <= steps; ++g) {
       const double share = ranks().max_removed * static_cast<double>(g) / static_cast<double>(steps);
-      const int64_t rank = rank_at(static_cast<int64_t>((1 - share) * static_cast<double>(count())));
-      if (rank > 0 && removed_at(rank) > removed_at(ranks_on_grid.back())) ranks_on_grid.push_back(rank);
+      const int64_t rank = rank_removing(share * static_cast<double>(count()));
+      if (removed_at(rank) > removed_at(ranks_on_grid.back())) ranks_on_grid.push_back(rank);
     }
     return ranks_on_grid;
   }
@@ -106,6 +121,24 @@ std::vector<double> amounts_by_threshold(const std::vector<LossCurve>& curves, d
   return amounts(high);
 }
 
+/// Ranks that remove the amounts in all, and less than one step of a rank more: what rounding removes too
+/// much of one operator is left to the next ones, and what max_removed keeps of one is taken from others.
+std::vector<int64_t> ranks_removing(const std::vector<double>& amounts,
+                                    const std::vector<Factored>& factored) {
+  std::vector<int64_t> ranks;
+  double surplus = 0;
+  for (size_t i = 0; i < factored.size(); ++i) {
+    ranks.push_back(factored[i].rank_removing(amounts[i] - surplus));
+    surplus += static_cast<double>(factored[i].removed_at(ranks[i])) - amounts[i];
+  }
+  for (size_t i = 0; i < factored.size() && surplus <= -0.5; ++i) {
+    const auto before = static_cast<double>(factored[i].removed_at(ranks[i]));
+    ranks[i] = factored[i].rank_removing(before - surplus);
+    surplus += static_cast<double>(factored[i].removed_at(ranks[i])) - before;
+  }
+  return ranks;
+}
+
 class RankSurvey final : public Survey {
  public:
   RankSurvey(const RankOptions& options, calib::Needs needs, FullFactors full)
@@ -135,7 +168,7 @@ class RankSurvey final : public Survey {
   OperatorSettings decide(const SurveyNumbers& numbers, const std::vector<OperatorPlan>& operators,
                           const OperatorSettings& settings, std::string& decision) const override {
     const std::vector<Factored> factored = factored_of(operators, settings);
-    const std::vector<double> amounts = amounts_of(numbers, factored);
+    const std::vector<int64_t> chosen = ranks_removing(amounts_of(numbers, factored), factored);
     OperatorSettings decided = settings;
     int64_t removed = 0, count = 0, dense = 0;
     double least = 1, most = 0;
@@ -143,8 +176,7 @@ class RankSurvey final : public Survey {
       const Factored& f = factored[i];
       auto copy = f.settings->clone();
       auto& ranks = copy->part<RankOptions>();
-      ranks.rank = f.rank_at(f.count() - static_cast<int64_t>(std::ceil(amounts[i])));
-      if (f.removed_at(ranks.rank) == 0 || amounts[i] < 0.5) ranks.rank = 0;
+      ranks.rank = chosen[i];
       const int64_t gone = f.removed_at(ranks.rank);
       ranks.removed = static_cast<double>(gone) / static_cast<double>(f.count());
       dense += ranks.rank == 0 ? 1 : 0;
@@ -192,10 +224,10 @@ class RankSurvey final : public Survey {
       LossCurve& curve = curves.emplace_back();
       for (size_t g = 0; g < grid.size(); ++g)
         curve.push_back({static_cast<double>(f.removed_at(grid[g])), losses.at(g)});
-      const int64_t amount = f.removed_evenly();
-      total += static_cast<double>(amount);
+      const double amount = f.removed_evenly();
+      total += amount;
       size_t at = 0;
-      while (at + 1 < curve.size() && curve[at].amount < static_cast<double>(amount)) ++at;
+      while (at + 1 < curve.size() && curve[at].amount < amount) ++at;
       evenly.push_back({f.count(), curve[at].loss});
     }
     double most = 0;
@@ -248,6 +280,19 @@ void RankOptions::visit(FieldVisitor& v) {
           "of budget: how far estimates of the loss per weight are believed: 1 as they are, 0 not at all");
 }
 
+std::vector<IdleSetting> RankOptions::idle() const {
+  std::vector<IdleSetting> idle;
+  if (rank > 0) idle.push_back({"removed", "with rank 0"});
+  if (allocation != RankAllocation::kBudget) idle.push_back({"trust", "with allocation budget"});
+  if (allocation == RankAllocation::kUniform || allocation == RankAllocation::kEnergy)
+    idle.push_back({"sensitivity", "with allocation sensitivity or budget"});
+  if (allocation == RankAllocation::kUniform) {
+    for (const std::string_view name : {"max_removed", "sampled_rows"})
+      idle.push_back({name, "with an allocation other than uniform"});
+  }
+  return idle;
+}
+
 int64_t RankOptions::rank_of(int64_t out, int64_t in) const {
   const int64_t all = out * in;
   const auto size = static_cast<int64_t>((1 - removed) * static_cast<double>(all) + 1e-6);
@@ -266,6 +311,11 @@ void FactorOptions::visit(FieldVisitor& v) {
           "leaves them in the model's type");
   v.field("factor_group_size", factor_group_size, {0},
           "columns of a factor that share a scale; 0: all of a row. Ranks are then best multiples of it");
+}
+
+std::vector<IdleSetting> FactorOptions::idle() const {
+  if (quantizes()) return {};
+  return {{"factor_group_size", "with factor_bits below 16"}};
 }
 
 quant::QuantScheme FactorOptions::scheme() const {

@@ -35,6 +35,7 @@ struct RankOptions {
   double trust = 0.7;
 
   void visit(FieldVisitor& v);
+  std::vector<IdleSetting> idle() const;
 
   /// The rank of an operator; 0: it stays dense, because nothing is to be removed or factors would not be
   /// smaller.
@@ -49,6 +50,7 @@ struct FactorOptions {
   bool operator==(const FactorOptions&) const = default;
 
   void visit(FieldVisitor& v);
+  std::vector<IdleSetting> idle() const;
 
   bool quantizes() const { return factor_bits < 16; }
   quant::QuantScheme scheme() const;

@@ -13,6 +13,13 @@ namespace {
 constexpr double kMismatchDamping = 0.01;
 constexpr double kLeastScale = 1e-6;
 
+/// The step furthest from the regular way is the one that the row names.
+void report_step(std::string step, int64_t index, OperatorRow& row) {
+  if (!row.rung.empty() && index <= row.rung_index) return;
+  row.rung = std::move(step);
+  row.rung_index = index;
+}
+
 }  // namespace
 
 lowrank::InputMetric scaled_metric(const at::Tensor& scale) {
@@ -29,15 +36,29 @@ TargetPass::TargetPass(std::string name, calib::Needs needs, const GptqOrderOpti
   needs_.halves = order->mismatch == quant::MismatchRule::kSplit;
 }
 
-/// A factor [in, in] of the weights that moves the target; undefined for nothing.
-at::Tensor TargetPass::correction(const model::Block& block, size_t group, const PassOptions& settings,
-                                  const calib::InputStats& stats, const PassContext& context) const {
+void report_factoring(const lowrank::InputMetric& metric, OperatorRow& row) {
+  if (!metric.is_factored()) return;
+  if (metric.is_singular()) {
+    report_step("eigenvalues", 1, row);
+  } else {
+    report_rung(linalg::Rung::kPlain, row);
+  }
+}
+
+void report_rung(linalg::Rung rung, OperatorRow& row) {
+  report_step(rung_text(rung), static_cast<int64_t>(rung), row);
+}
+
+TargetPass::Correction TargetPass::correction(const model::Block& block, size_t group,
+                                              const PassOptions& settings, const calib::InputStats& stats,
+                                              const PassContext& context) {
   const double weight = mismatch_weight(block, group, settings, stats, kMismatchDamping, context);
   if (weight == 0) return {};
   const auto inverse = linalg::damped_inverse(stats.second_moment, kMismatchDamping, {}, &context.pool);
-  if (!inverse.upper.defined()) return {};
+  if (!inverse.upper.defined()) return {{}, 0, inverse.rung};
   const at::Tensor identity = at::eye(stats.second_moment.size(0), at::kDouble);
-  return quant::mismatch_target(identity, stats.mismatch, inverse, {}, weight, &context.pool) - identity;
+  return {quant::mismatch_target(identity, stats.mismatch, inverse, {}, weight, &context.pool) - identity,
+          weight, inverse.rung};
 }
 
 void TargetPass::compress(model::Block& block, size_t group, const calib::InputStats& stats,
@@ -45,18 +66,21 @@ void TargetPass::compress(model::Block& block, size_t group, const calib::InputS
   std::optional<lowrank::InputMetric> moment;
   if (stats.second_moment.defined()) moment = lowrank::InputMetric::moment(stats.second_moment);
   std::vector<Target> all;
-  std::map<std::pair<quant::MismatchRule, double>, at::Tensor> corrections;
+  std::map<std::pair<quant::MismatchRule, double>, Correction> corrections;
+  std::vector<const Correction*> moved;  // of each target; null: it is not corrected
   const std::vector<size_t>& members = block.groups()[group].operators;
   for (size_t k = 0; k < members.size(); ++k) {
     const model::LinearOp& op = block.ops()[members[k]];
     const PassOptions* settings = context.settings(op.info.name);
     if (settings == nullptr) continue;
     at::Tensor weight = op.weight->dense().to(at::kDouble);
+    moved.push_back(nullptr);
     if (corrects_) {
       const auto& order = settings->part<GptqOrderOptions>();
       const auto [found, is_new] = corrections.try_emplace({order.mismatch, order.mismatch_weight});
       if (is_new) found->second = correction(block, group, *settings, stats, context);
-      if (found->second.defined()) weight = weight + weight.mm(found->second);
+      if (found->second.factor.defined()) weight = weight + weight.mm(found->second.factor);
+      moved.back() = &found->second;
     }
     all.push_back({members[k], of_operator(stats, k), settings, weight, moment ? &*moment : nullptr});
   }
@@ -70,6 +94,11 @@ void TargetPass::compress(model::Block& block, size_t group, const calib::InputS
   }
   for (size_t i = 0; i < all.size(); ++i) {
     finish(block, all[i], results[i]);
+    if (moment) report_factoring(*moment, results[i].row);
+    if (moved[i] != nullptr) {
+      results[i].row.mismatch_weight = moved[i]->weight;
+      if (moved[i]->rung != linalg::Rung::kPlain) report_rung(moved[i]->rung, results[i].row);
+    }
     replace_and_report(block, all[i].op, std::move(results[i]), name_, seconds[i], stats, context);
   }
 }

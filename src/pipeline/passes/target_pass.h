@@ -13,6 +13,12 @@ namespace lcomp::pipeline {
 /// mean, so that inputs without any keep a weight.
 lowrank::InputMetric scaled_metric(const at::Tensor& scale);
 
+/// Notes in the row how the metric was factored, if it was: by Cholesky, or, further from the regular way, by
+/// eigenvalues. Of several such steps the row names the furthest.
+void report_factoring(const lowrank::InputMetric& metric, OperatorRow& row);
+/// The same for the rung that a damped inverse took.
+void report_rung(linalg::Rung rung, OperatorRow& row);
+
 /// An operator on its way through a pass.
 struct Target {
   size_t op = 0;          ///< in the block
@@ -54,8 +60,14 @@ class TargetPass : public Pass {
  private:
   std::vector<MatrixResult> solve_each(const model::Block& block, const std::vector<Target>& targets,
                                        std::vector<double>& seconds, PassContext& context) const;
-  at::Tensor correction(const model::Block& block, size_t group, const PassOptions& settings,
-                        const calib::InputStats& stats, const PassContext& context) const;
+  /// How far the target of an operator is moved, and what finding it took.
+  struct Correction {
+    at::Tensor factor;  ///< [in, in], of the weights; undefined for nothing
+    double weight = 0;
+    linalg::Rung rung = linalg::Rung::kPlain;
+  };
+  static Correction correction(const model::Block& block, size_t group, const PassOptions& settings,
+                               const calib::InputStats& stats, const PassContext& context);
 
   std::string name_;
   bool sequential_;

@@ -39,6 +39,10 @@ struct TensorTrainOptions {
             "inputs count as the root of their mean square to this power, which is stored beside the cores; "
             "0: all count alike, and nothing is stored");
   }
+  std::vector<IdleSetting> idle() const {
+    if (rank == 0) return {};
+    return {{"removed", "with rank 0"}};
+  }
 };
 
 using TensorTrainPassOptions = PassOptionsOf<TensorTrainOptions>;

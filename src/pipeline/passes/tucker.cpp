@@ -10,6 +10,7 @@
 #include "lcomp/model/model.h"
 #include "lcomp/pipeline/pass.h"
 #include "pipeline/passes/passes.h"
+#include "pipeline/passes/target_pass.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -133,6 +134,7 @@ class TuckerPass final : public Pass {
           in_every_head(bases.head, before.info.out_features / head_dim, context.model_dtype),
           stored_matrix(cores.left, context.model_dtype), shared});
       result.row.loss = metric.loss(weight - result.weight->dense());
+      report_factoring(metric, result.row);
       size += result.weight->parameters();
       before_size += weight.numel();
     }
@@ -163,6 +165,7 @@ class TuckerPass final : public Pass {
     result.weight = std::make_shared<ProductWeight>(std::vector<WeightPtr>{
         stored_matrix(hidden, context.model_dtype), stored_matrix(cores.left, context.model_dtype), right});
     result.row.loss = metric.loss(weight - result.weight->dense());
+    report_factoring(metric, result.row);
     if (result.weight->parameters() >= weight.numel()) result = dense_result(before, context);
     replace_and_report(block, op, std::move(result), kTucker, watch.seconds(), stats, context);
   }

@@ -276,4 +276,18 @@ TEST_CASE("embeddings: options that do not fit are refused", "[lowrank][embeddin
   options.ratio = 2;
   options.method = EmbeddingMethod::kMorphTe;
   CHECK(text() == "[embedding] morphte must be given the tokens' morphemes; there are none");
+  options.method = EmbeddingMethod::kLowRank;
+  options.exceptions = 3;
+  CHECK(text() ==
+        "[embedding] exceptions need counts that tell the frequent tokens; there are none for 3 of them");
+  const auto before = [&] { return error_text([&] { check_embedding(options, 50, 16, true, nullptr); }); };
+  options.exceptions = 50;
+  CHECK(before() == "[embedding] exceptions must be fewer than the 50 rows; they are 50");
+  options.exceptions = 22;
+  CHECK(before() ==
+        "[embedding] ratio and exceptions must leave 66 numbers at least for low_rank; they leave 48");
+  options.method = EmbeddingMethod::kTensorTrain;
+  options.ratio = 100;
+  options.exceptions = 0;
+  CHECK_THAT(before(), Catch::Contains("for tensor_train of order 3; they leave 8"));
 }
