@@ -5,11 +5,14 @@
 #include "lcomp/calib/sample_runner.h"
 #include "lcomp/calib/token_samples.h"
 #include "lcomp/core/error.h"
+#include "lcomp/lowrank/low_rank.h"
 #include "lcomp/model/model.h"
 #include "lcomp/quant/gptq.h"
 #include "lcomp/quant/rtn.h"
+#include "pipeline/edit_model.h"
 #include "pipeline/job_runs.h"
 
+namespace fs = std::filesystem;
 using namespace lcomp;
 using quant::ActOrder;
 using quant::QuantizedWeight;
@@ -131,6 +134,70 @@ TEST_CASE("the promise holds for sweeps and refits, and for the published ranges
 TEST_CASE("with true_sequential off the statistics of all groups are those of the dense block",
           "[pipeline][promise]") {
   check_gptq({{"true_sequential", false}}, kGptqScheme, {}, false);
+}
+
+TEST_CASE("svd_llm in a job gives every operator the factors of the direct call",
+          "[pipeline][promise][lowrank]") {
+  const test::TempDir dir;
+  test::run(test::job_with(dir / "out",
+                           Json::array({{{"method", "svd_llm"}, {"removed", 0.3}, {"mismatch", "none"}}})));
+  const Written written(dir / "out");
+  const auto dense = model::Model::open(test::bundled_model());
+  Calibration calibration(dense);
+  model::Block block = dense.load_block(0);
+  for (size_t g = 0; g < block.groups().size(); ++g) {
+    if (g > 0) block.prepare(g - 1, linalg::Precision::kF32);
+    const auto stats = calibration.runner.advance(block, g, {.second_moment = true});
+    const auto metric = lowrank::InputMetric::moment(stats.second_moment);
+    for (const size_t op : block.groups()[g].operators) {
+      const auto& info = block.ops()[op].info;
+      const int64_t out = info.out_features, in = info.in_features;
+      const auto size = static_cast<int64_t>(0.7 * static_cast<double>(out * in) + 1e-6);
+      const at::Tensor weight = block.ops()[op].weight->dense().to(at::kDouble);
+      const auto form = lowrank::Form::kPivoted;
+      const auto factors = lowrank::low_rank(weight, metric, lowrank::largest_rank(form, out, in, size));
+      const auto store = [&](const at::Tensor& values, const Weight*) {
+        return std::make_shared<DenseWeight>(values.to(dense.dtype()));
+      };
+      const WeightPtr direct = lowrank::factored_weight(factors, form, store, weight, &metric);
+      CAPTURE(info.name);
+      REQUIRE(written.model.load_weight(info)->dense().equal(direct->dense()));
+      block.replace(op, direct);
+    }
+  }
+}
+
+TEST_CASE("pca moves what the mean loses into the bias", "[pipeline][promise][lowrank]") {
+  const test::TempDir dir;
+  const fs::path biased = test::copy_of_model(dir);
+  Json config = Json::parse(io::read_file(biased / "config.json"));
+  config["model_type"] = "qwen2";
+  config["architectures"] = {"Qwen2ForCausalLM"};
+  test::write_text(biased / "config.json", config.dump());
+  const auto names = {"q_proj", "k_proj", "v_proj"};
+  test::edit_tensors(biased, [&](io::NamedTensors& tensors) {
+    for (int64_t block = 0; block < 4; ++block) {
+      for (const char* name : names) {
+        const std::string op = fmt::format("model.layers.{}.self_attn.{}", block, name);
+        tensors.emplace_back(op + ".bias", at::ones({name[0] == 'q' ? 192 : 64}, at::kBFloat16));
+      }
+    }
+  });
+  Json job = test::job_with(
+      dir / "out",
+      Json::array({{{"method", "pca"}, {"removed", 0.5}, {"targets", {"layers.0.self_attn.q_proj"}}}}));
+  job["model"] = biased.string();
+  test::run(job);
+  const auto dense = model::Model::open(biased), written = model::Model::open(dir / "out");
+  Calibration calibration(dense);
+  model::Block block = dense.load_block(0);
+  const auto stats = calibration.runner.advance(block, 0, {.mean = true});
+  const model::OperatorInfo& info = block.ops()[0].info;
+  const at::Tensor lost = block.ops()[0].weight->dense() - written.load_weight(info)->dense();
+  const at::Tensor expected = 1 + lost.mv(stats.mean.to(at::kFloat));
+  const at::Tensor bias = written.checkpoint().read(info.name + ".bias").to(at::kFloat);
+  REQUIRE((expected - 1).abs().max().item<float>() > 0.05F);
+  REQUIRE(bias.equal(expected.to(at::kBFloat16).to(at::kFloat)));
 }
 
 TEST_CASE("rtn in a job gives every operator the bits of the direct call", "[pipeline][promise]") {

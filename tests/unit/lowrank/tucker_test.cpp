@@ -114,6 +114,38 @@ TEST_CASE("a tensor of zeros has no error", "[lowrank][tucker]") {
   CHECK(hooi(at::zeros({3, 4}, at::kDouble), {1, 1}).relative_error == 0);
 }
 
+TEST_CASE(
+    "heads: bases are orthonormal, exact where heads share them, and their error is that of the projection",
+    "[lowrank][tucker]") {
+  constexpr int64_t kHeadDim = 4, kHidden = 10;
+  const auto orthonormal = [](int64_t rows, int64_t columns, const char* stream) {
+    return std::get<0>(at::linalg_qr(normal_matrix(rows, columns, stream).to(at::kDouble)));
+  };
+  const at::Tensor hidden = orthonormal(kHidden, 3, "hidden"), head = orthonormal(kHeadDim, 2, "head");
+  std::vector<at::Tensor> planted, noisy;
+  for (const auto& [name, heads] : {std::pair("q", 6), std::pair("k", 2), std::pair("o", 6)}) {
+    const at::Tensor cores = normal_matrix(heads * 2, 3, name).to(at::kDouble).reshape({heads, 2, 3});
+    planted.push_back(head.matmul(cores).reshape({heads * kHeadDim, 3}).mm(hidden.t()));
+    noisy.push_back(planted.back() + 0.1 * normal_matrix(heads * kHeadDim, kHidden, name, 2).to(at::kDouble));
+  }
+  const HeadBases exact = head_bases(planted, kHeadDim, 3, 2);
+  CHECK(exact.relative_error < 1e-7);
+  CHECK(relative_difference(exact.hidden.mm(exact.hidden.t()), hidden.mm(hidden.t())) < 1e-7);
+  const HeadBases found = head_bases(noisy, kHeadDim, 3, 2);
+  CHECK(relative_difference(found.hidden.t().mm(found.hidden), at::eye(3, at::kDouble)) < 1e-12);
+  CHECK(relative_difference(found.head.t().mm(found.head), at::eye(2, at::kDouble)) < 1e-12);
+  double lost = 0, all = 0;
+  for (const at::Tensor& slice : noisy) {
+    const int64_t heads = slice.size(0) / kHeadDim;
+    const at::Tensor cores = heads_projected(slice, found.head).mm(found.hidden).reshape({heads, 2, 3});
+    const at::Tensor back = found.head.matmul(cores).reshape({slice.size(0), 3}).mm(found.hidden.t());
+    lost += (slice - back).square().sum().item<double>();
+    all += slice.square().sum().item<double>();
+  }
+  CHECK(found.relative_error == Approx(std::sqrt(lost / all)).epsilon(1e-6));
+  CHECK(head_bases(noisy, kHeadDim, 4, 2).relative_error < found.relative_error);
+}
+
 TEST_CASE("Tucker: what does not fit is refused", "[lowrank][tucker]") {
   const at::Tensor t = normal_tensor({3, 4, 5}, "t");
   CHECK_THAT(error_text([&] { unfold(t, 3); }), Catch::Contains("the mode must lie in [0, 2]; it is 3"));
