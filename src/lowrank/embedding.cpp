@@ -99,9 +99,19 @@ std::string described(const EmbeddingOptions& options) {
   return fmt::format("{} of order {}", name, options.settled_order());
 }
 
-/// The rank, at least 1; throws InvalidArgument where there is room for nothing.
-int64_t rank_for(const EmbeddingOptions& options, int64_t rows, int64_t columns,
-                 const MorphemeIndex* morphemes) {
+/// The rank, at least 1; throws InvalidArgument for options that cannot be.
+int64_t checked_rank(const EmbeddingOptions& options, int64_t rows, int64_t columns, bool counted,
+                     const MorphemeIndex* morphemes) {
+  if (options.order == 1) throw InvalidArgument("embedding", "order must be 0 or from 2 up; it is 1");
+  if (options.exceptions > 0 && !counted) {
+    throw InvalidArgument("embedding", fmt::format("exceptions need counts that tell the frequent tokens; "
+                                                   "there are none for {} of them",
+                                                   options.exceptions));
+  }
+  if (options.exceptions >= rows) {
+    throw InvalidArgument("embedding", fmt::format("exceptions must be fewer than the {} rows; they are {}",
+                                                   rows, options.exceptions));
+  }
   const int64_t numbers = numbers_left(options, rows, columns);
   const Room room = room_for(options, rows, columns, numbers, morphemes);
   if (room.rank >= 1) return room.rank;
@@ -186,9 +196,11 @@ std::vector<IdleSetting> EmbeddingOptions::idle(bool counts) const {
   if (method == EmbeddingMethod::kLowRank) idle.push_back({"order", "with a method other than low_rank"});
   if (!alternates) idle.push_back({"sweeps", "with method word2ketxs or morphte"});
   if (method != EmbeddingMethod::kMorphTe) idle.push_back({"segments", "with method morphte"});
-  if (method == EmbeddingMethod::kTensorTrain)
+  if (method == EmbeddingMethod::kTensorTrain) {
     idle.push_back({"frequency_power", "with a method other than tensor_train"});
-  if (!counts) idle.push_back({"frequency_power", "with a calibration text"});
+  } else if (!counts) {
+    idle.push_back({"frequency_power", "with a calibration text"});
+  }
   return idle;
 }
 
@@ -208,24 +220,14 @@ int64_t embedding_fit_bytes(const EmbeddingOptions& options, int64_t vocabulary,
 
 void check_embedding(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim, bool counted,
                      const MorphemeIndex* morphemes) {
-  if (options.order == 1) throw InvalidArgument("embedding", "order must be 0 or from 2 up; it is 1");
-  if (options.exceptions > 0 && !counted) {
-    throw InvalidArgument("embedding", fmt::format("exceptions need counts that tell the frequent tokens; "
-                                                   "there are none for {} of them",
-                                                   options.exceptions));
-  }
-  if (options.exceptions >= vocabulary) {
-    throw InvalidArgument("embedding", fmt::format("exceptions must be fewer than the {} rows; they are {}",
-                                                   vocabulary, options.exceptions));
-  }
-  rank_for(options, vocabulary, dim, morphemes);
+  checked_rank(options, vocabulary, dim, counted, morphemes);
 }
 
 EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& options, const at::Tensor& counts,
                            const MorphemeIndex* morphemes, at::ScalarType type, uint64_t seed,
                            ThreadPool* pool, Observer* observer) {
   const int64_t rows = table.size(0), columns = table.size(1);
-  check_embedding(options, rows, columns, counts.defined(), morphemes);
+  const int64_t rank = checked_rank(options, rows, columns, counts.defined(), morphemes);
   at::Tensor weights = at::ones({rows}, at::kDouble);
   if (counts.defined()) weights = (counts.to(at::kDouble) + 1).pow(options.frequency_power);
   at::Tensor kept;
@@ -234,9 +236,7 @@ EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& opti
     weights.index_fill_(0, kept, 1e-6 * weights.min().item<double>());
   }
   EmbeddingFit fit;
-  fit.weight =
-      fitted({table, options, weights, rank_for(options, rows, columns, morphemes), type, seed, pool},
-             morphemes, observer);
+  fit.weight = fitted({table, options, weights, rank, type, seed, pool}, morphemes, observer);
   if (kept.defined()) {
     const at::Tensor left_over = table.index_select(0, kept).to(at::kFloat) - fit.weight->rows(kept);
     auto patch = std::make_shared<RowPatchWeight>(rows, kept, left_over.to(type));

@@ -51,8 +51,12 @@ BlockRecord BlockRecord::from_json(const std::string& text) {
   return out;
 }
 
+std::string written_dense(const std::string& scheme) {
+  return scheme.starts_with("dense") ? scheme : scheme + ", written dense";
+}
+
 void describe_as_dense(OperatorRow& row, int64_t bytes) {
-  row.scheme += ", written dense";
+  row.scheme = written_dense(row.scheme);
   row.bytes_after = bytes;
   row.bits_per_weight =
       8.0 * static_cast<double>(bytes) / static_cast<double>(row.out_features * row.in_features);

@@ -31,6 +31,9 @@ struct BlockRecord {
   static BlockRecord from_json(const std::string& text);
 };
 
+/// What is stored, in words, where its matrix is written in its place.
+std::string written_dense(const std::string& scheme);
+
 /// Makes the row of a weight that of the dense matrix of `bytes` that is written in its place.
 void describe_as_dense(OperatorRow& row, int64_t bytes);
 

@@ -72,9 +72,8 @@ lowrank::EmbeddingFit Run::fit_embedding_table() {
   step("embedding", 0, 1);
   const model::OperatorInfo info = model_.embedding();
   const at::Tensor table = model_.read_finite(info.name + ".weight");
-  std::optional<lowrank::MorphemeIndex> morphemes;
-  if (job_.embedding->method == EmbeddingMethod::kMorphTe) {
-    morphemes = token_morphemes(job_.model, info.out_features, *job_.embedding);
+  const auto& morphemes = plan_.morphemes;
+  if (morphemes) {
     observer_.note(fmt::format("{} morphemes; {} of {} tokens share theirs with others",
                                morphemes->morphemes.size(), morphemes->collisions, info.out_features));
   }

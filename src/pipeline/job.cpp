@@ -84,17 +84,31 @@ Json written(lowrank::EmbeddingOptions options) {
 using Settle = std::function<void(PassOptions&, const std::function<bool(std::string_view name)>& given)>;
 
 /// Settings that have no effect, in an object that changes them from all that is `usual`. `settled`: every
-/// setting as it holds.
+/// setting as it holds. A method need not have all the settings that its parts name.
 void refuse_idle(const std::vector<IdleSetting>& idle, const Json& object, const std::string& pointer,
                  const Json& settled, const std::vector<Json>& usual, Problems& problems) {
   for (const IdleSetting& setting : idle) {
     const std::string name(setting.name);
-    const Json& value = settled.at(name);
+    if (!object.contains(name) || !settled.contains(name)) continue;
+    const Json& value = settled[name];
     const auto is_usual = [&](const Json& other) { return other.at(name) == value; };
-    if (!object.contains(name) || std::any_of(usual.begin(), usual.end(), is_usual)) continue;
+    if (std::any_of(usual.begin(), usual.end(), is_usual)) continue;
     problems.push_back({child(pointer, name), fmt::format("acts only {}, and must be left out here; got {}",
-                                                          setting.acts, value.dump())});
+                                                          setting.needs, value.dump())});
   }
+}
+
+/// What is idle in the pass and in every override.
+std::vector<IdleSetting> idle_everywhere(const PassSpec& pass) {
+  std::vector<IdleSetting> idle = pass.options->idle();
+  for (const Override& entry : pass.overrides) {
+    const std::vector<IdleSetting> own = entry.options->idle();
+    std::erase_if(idle, [&](const IdleSetting& setting) {
+      return std::none_of(own.begin(), own.end(),
+                          [&](const IdleSetting& other) { return other.name == setting.name; });
+    });
+  }
+  return idle;
 }
 
 /// Reads the options of `method` out of `object`, which may also hold the keys `others`.
@@ -172,7 +186,6 @@ PassSpec read_pass(const Json& object, const std::string& pointer, const MethodT
   pass.options = read_options(object, pointer, defaults->clone(),
                               {"method", "targets", "ignore", "overrides"}, settle, problems);
   const Json usual = written(*defaults), own = written(*pass.options);
-  refuse_idle(pass.options->idle(), object, pointer, own, {usual}, problems);
   for_each_object(object, pointer, "overrides", problems, [&](const Json& entry, const std::string& place) {
     const auto settle_override = [&](PassOptions& options,
                                      const std::function<bool(std::string_view)>& given) {
@@ -182,6 +195,7 @@ PassSpec read_pass(const Json& object, const std::string& pointer, const MethodT
     const PassOptions& options = *pass.overrides.back().options;
     refuse_idle(options.idle(), entry, place, written(options), {usual, own}, problems);
   });
+  refuse_idle(idle_everywhere(pass), object, pointer, own, {usual}, problems);
   return pass;
 }
 

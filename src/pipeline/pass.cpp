@@ -55,6 +55,14 @@ int64_t stored_bytes(const model::LinearOp& op, at::ScalarType model_dtype) {
   return op.info.out_features * op.info.in_features * static_cast<int64_t>(c10::elementSize(model_dtype));
 }
 
+void require_regular(const OperatorRow& row, const PassContext& context) {
+  if (!context.strict || row.rung_index == 0) return;
+  throw NumericalError(row.method,
+                       fmt::format("in strict mode '{}' must be solved the regular way; it took \"{}\". More "
+                                   "calibration tokens, or other ones, may help",
+                                   row.name, row.rung));
+}
+
 void replace_and_report(model::Block& block, size_t op, MatrixResult result, const std::string& method,
                         double seconds, const calib::InputStats& stats, PassContext& context) {
   const model::LinearOp& before = block.ops()[op];
@@ -76,10 +84,7 @@ void replace_and_report(model::Block& block, size_t op, MatrixResult result, con
   }
   row.tokens = stats.tokens;
   row.seconds = seconds;
-  if (context.strict && row.rung_index > 0) {
-    throw NumericalError(
-        method, fmt::format("strict mode must solve the regular way; '{}' took \"{}\"", row.name, row.rung));
-  }
+  require_regular(row, context);
   const WeightError error = weight_error(original, result.weight->dense(), {}, &context.pool);
   if (!std::isfinite(error.relative)) {
     throw NumericalError(method, fmt::format("the new weight of '{}' must be finite; it is not", row.name));

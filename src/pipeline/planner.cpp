@@ -9,6 +9,7 @@
 #include "lcomp/core/threads.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/survey.h"
+#include "pipeline/block_record.h"
 #include "pipeline/embedding.h"
 #include "pipeline/options_json.h"
 #include "pipeline/pass_order.h"
@@ -118,12 +119,11 @@ bool belongs_to_attention(const model::Architecture& architecture, const Operato
   return false;
 }
 
-/// The operator's matrix, of which a share of the weights is left, in place of what stands for it.
-void write_dense(OperatorPlan& op, at::ScalarType dtype, double left = 1) {
+/// Counts the operator's matrix, of which a share of the weights is left, in place of what stands for it.
+void count_as_dense(OperatorPlan& op, at::ScalarType dtype, double left = 1) {
   op.bytes_after = static_cast<int64_t>(static_cast<double>(op.out_features * op.in_features) * left) *
                    static_cast<int64_t>(c10::elementSize(dtype));
-  const std::string note = ", written dense";
-  if (!op.scheme.ends_with(note)) op.scheme += note;
+  op.scheme = written_dense(op.scheme);
 }
 
 /// Applies each pass's `plan_weight` to the operators it changes; gathers what does not fit, a line for each
@@ -174,7 +174,7 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
                 "write.format must be compressed-tensors where inputs are rounded, which dense files cannot "
                 "say; received dense");
           }
-          write_dense(op, model.dtype(), left[i]);
+          count_as_dense(op, model.dtype(), left[i]);
         }
       } catch (const Error& misfit) {
         if (misfit.kind() != ErrorKind::kInvalidArgument && misfit.kind() != ErrorKind::kUnsupported) throw;
@@ -192,7 +192,6 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
     plan.summaries.push_back(summary_of(schemes));
   }
   if (!errors.empty()) throw ConfigError(place, errors);
-  plan.parameters_after = plan.parameters = model.parameters();
   for (size_t i = 0; i < left.size(); ++i) {
     const OperatorPlan& op = plan.operators[i];
     plan.parameters_after -=
@@ -294,6 +293,16 @@ void check_overrides(const PassSpec& pass, const std::string& where, const Metho
   }
 }
 
+/// Takes up an operator of a pass that takes second moments.
+void note_widest(Plan& plan, size_t pass) {
+  for (size_t i = 0; i < plan.operators.size(); ++i) {
+    if (plan.settings[pass][i] == nullptr) continue;
+    if (!plan.widest_moment ||
+        plan.operators[i].in_features > plan.operators[*plan.widest_moment].in_features)
+      plan.widest_moment = i;
+  }
+}
+
 /// Sizes that the memory of a run is made of.
 struct Sizes {
   double block_parameters = 0;
@@ -363,7 +372,7 @@ uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan&
 }
 
 /// What becomes of the token embedding; throws ConfigError where it cannot be compressed.
-OperatorPlan plan_embedding(const Job& job, const model::Model& model) {
+void plan_embedding(const Job& job, const model::Model& model, Plan& plan) {
   const lowrank::EmbeddingOptions& options = *job.embedding;
   if (model.compressed_embedding())
     throw ConfigError("job: /embedding", "the model must have a plain embedding table; it is compressed");
@@ -372,26 +381,25 @@ OperatorPlan plan_embedding(const Job& job, const model::Model& model) {
     throw ConfigError("job: /embedding",
                       fmt::format("the model must have the tensor '{}.weight'; it has none", table.name));
   }
-  std::optional<lowrank::MorphemeIndex> morphemes;
-  if (options.method == lowrank::EmbeddingMethod::kMorphTe)
-    morphemes = token_morphemes(job.model, table.out_features, options);
   try {
+    if (options.method == lowrank::EmbeddingMethod::kMorphTe)
+      plan.morphemes = token_morphemes(job.model, table.out_features, options);
     lowrank::check_embedding(options, table.out_features, table.in_features, !job.calibration.text.empty(),
-                             morphemes ? &*morphemes : nullptr);
+                             plan.morphemes ? &*plan.morphemes : nullptr);
   } catch (const InvalidArgument& misfit) {
     throw ConfigError("job: /embedding", without(misfit.what(), "[embedding] "));
   }
-  OperatorPlan plan;
-  plan.name = table.name;
-  plan.block = -1;
-  plan.out_features = table.out_features;
-  plan.in_features = table.in_features;
-  plan.methods = {"embedding"};
-  plan.scheme = embedding_summary(options);
-  plan.bytes_before = static_cast<int64_t>(model.checkpoint().info(table.name + ".weight").bytes());
-  plan.bytes_after = std::llround(static_cast<double>(plan.bytes_before) / options.ratio);
-  if (job.write.format == WriteFormat::kDense) write_dense(plan, model.dtype());
-  return plan;
+  OperatorPlan& row = plan.embedding.emplace();
+  row.name = table.name;
+  row.block = -1;
+  row.out_features = table.out_features;
+  row.in_features = table.in_features;
+  row.methods = {std::string(kEmbeddingPass)};
+  row.scheme = embedding_summary(options);
+  row.bytes_before = static_cast<int64_t>(model.checkpoint().info(table.name + ".weight").bytes());
+  row.bytes_after = std::llround(static_cast<double>(row.bytes_before) / options.ratio);
+  if (job.write.format == WriteFormat::kDense) count_as_dense(row, model.dtype());
+  plan.bytes_after -= static_cast<uint64_t>(row.bytes_before - row.bytes_after);
 }
 
 MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan& plan) {
@@ -554,6 +562,7 @@ uint64_t MemoryPlan::peak() const {
 
 Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model) {
   Plan plan;
+  plan.parameters_after = plan.parameters = model.parameters();
   plan.operators = list_operators(model);
   std::vector<std::string> names;
   for (const OperatorPlan& op : plan.operators) names.push_back(op.name);
@@ -573,7 +582,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
-      plan.takes_moments = plan.takes_moments || instance->needs().second_moment;
+      if (instance->needs().second_moment) note_widest(plan, static_cast<size_t>(&pass - job.passes.data()));
     }
     const std::string where = fmt::format("job: /passes/{}", &pass - job.passes.data());
     check_mismatch(pass, where, methods.find(pass.method), &pass == &job.passes.back());
@@ -593,10 +602,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   for (const OperatorPlan& op : plan.operators) {
     plan.bytes_after += static_cast<uint64_t>(op.bytes_after) - static_cast<uint64_t>(op.bytes_before);
   }
-  if (job.embedding) {
-    plan.embedding = plan_embedding(job, model);
-    plan.bytes_after -= static_cast<uint64_t>(plan.embedding->bytes_before - plan.embedding->bytes_after);
-  }
+  if (job.embedding) plan_embedding(job, model, plan);
   if (plan.needs_gradients) {
     plan.gradient_flops = calib::GradientSweep::planned_flops(model.architecture(), sample_lengths(job));
   }
@@ -610,9 +616,6 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   warn_of_growth(model, plan);
   check_encoder(job, model, plan);
   if (plan.needs_calibration) warn_of_length("calibration.length", job.calibration.length, model, plan);
-  if (const std::string few = few_tokens(plan, job.calibration.samples * job.calibration.length);
-      !few.empty())
-    plan.warnings.push_back(few);
   if (job.evaluate) warn_of_length("evaluate.window", evaluation_window(job, model), model, plan);
   place_activations(job, model, plan);
   plan.disk_bytes = estimate_disk(job, model, plan);
@@ -620,20 +623,20 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
 }
 
 Plan plan(const Job& job, const MethodTable& methods) {
-  return make_plan(job, methods, model::Model::open(job.model));
+  Plan plan = make_plan(job, methods, model::Model::open(job.model));
+  const std::string few = few_tokens(plan, job.calibration.samples * job.calibration.length);
+  if (!few.empty()) plan.warnings.push_back(few);
+  return plan;
 }
 
 std::string few_tokens(const Plan& plan, int64_t tokens) {
-  if (!plan.takes_moments) return "";
-  const OperatorPlan* widest = nullptr;
-  for (const OperatorPlan& op : plan.operators) {
-    if (!op.methods.empty() && (widest == nullptr || op.in_features > widest->in_features)) widest = &op;
-  }
-  if (widest == nullptr || tokens >= widest->in_features) return "";
+  if (!plan.widest_moment) return "";
+  const OperatorPlan& widest = plan.operators[*plan.widest_moment];
+  if (tokens >= widest.in_features) return "";
   return fmt::format(
       "calibration: {} tokens are fewer than the {} inputs of {}, so the second moment of its "
       "inputs is singular; more samples, or longer ones, tell more",
-      tokens, widest->in_features, widest->name);
+      tokens, widest.in_features, widest.name);
 }
 
 void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t tokens) {

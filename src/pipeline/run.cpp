@@ -98,7 +98,8 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
         static_cast<int64_t>(settings.size()) - std::count(settings.begin(), settings.end(), nullptr);
     report_.passes.push_back({job.passes[p].method, plan_.summaries[p], operators});
   }
-  if (job.embedding) report_.passes.push_back({"embedding", embedding_summary(*job.embedding), 1});
+  if (job.embedding)
+    report_.passes.push_back({std::string(kEmbeddingPass), embedding_summary(*job.embedding), 1});
 }
 
 void Run::check_cancelled() const {
@@ -184,9 +185,7 @@ void Run::read_calibration(const io::Tokenizer& tokenizer) {
   facts.short_dropped = tokens.short_dropped;
   facts.short_packed = tokens.short_packed;
   report_.calibration = facts;
-  // The plan has warned where already the job asks for too few.
-  if (const std::string few = few_tokens(plan_, facts.tokens);
-      !few.empty() && few_tokens(plan_, c.samples * c.length).empty()) {
+  if (const std::string few = few_tokens(plan_, facts.tokens); !few.empty()) {
     report_.warnings.push_back(few);
     observer_.warning(few);
   }

@@ -127,7 +127,7 @@ std::string evaluation_table(const RunReport& report) {
 
 std::string kind_table(const RunReport& report) {
   Table table({"kind", "#operators", "#bits per weight", "#activation error, mean", "#largest", "#in block",
-               "#weight error, mean", "#loss against rounding"});
+               "#weight error, mean", "#loss against rounding", "stored"});
   for (const auto& k : summarize_kinds(report))
     table.row({{k.kind},
                count_cell(k.operators),
@@ -136,7 +136,8 @@ std::string kind_table(const RunReport& report) {
                share_cell(k.worst_activation_error),
                {k.worst_activation_error && k.worst_block >= 0 ? exact(k.worst_block) : std::string(kAbsent)},
                share_cell(k.weight_error),
-               number_cell(k.loss_ratio, 3)});
+               number_cell(k.loss_ratio, 3),
+               {k.stored}});
   return table.empty() ? std::string() : table.text();
 }
 

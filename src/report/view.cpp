@@ -188,11 +188,11 @@ std::string describe_change(const std::optional<double>& from, const std::option
 }
 
 std::string describe_passes(const RunReport& report) {
-  // The embedding is compressed before the blocks, whose passes are numbered from 0.
+  // The embedding is compressed before the blocks.
   std::vector<std::string> parts;
   for (const auto& pass : report.passes) {
     const std::string text = pass.summary.empty() ? pass.method : pass.method + ": " + pass.summary;
-    parts.insert(pass.method == "embedding" ? parts.begin() : parts.end(), text);
+    parts.insert(pass.method == pipeline::kEmbeddingPass ? parts.begin() : parts.end(), text);
   }
   return fmt::format("{}", fmt::join(parts, "; then "));
 }

@@ -359,9 +359,15 @@ TEST_CASE("how the second moment was factored is in the report, and strict wants
   }
   job["output"] = (dir / "strict").string();
   job["strict"] = true;
-  CHECK_THAT(test::error_text([&] { test::run(job); }),
-             Catch::Contains("strict mode must solve the regular way; 'model.layers.0.self_attn.q_proj' took "
-                             "\"eigenvalues\""));
+  CHECK_THAT(
+      test::error_text([&] { test::run(job); }),
+      Catch::Contains("in strict mode 'model.layers.0.self_attn.q_proj' must be solved the regular way; it "
+                      "took \"eigenvalues\""));
+  // What stays dense is not solved.
+  job["passes"][0]["overrides"] = Json::array({{{"match", {"q_proj"}}, {"removed", 0}}});
+  for (const auto& row : test::run(job).operators) REQUIRE(row.rung.empty());
+  job["output"] = (dir / "enough").string();
+  job["passes"][0].erase("overrides");
   job["calibration"]["samples"] = 16;
   for (const auto& row : test::run(job).operators) REQUIRE(row.rung == "cholesky");
 }
@@ -409,12 +415,15 @@ TEST_CASE("plans warn of sums that take more than the matrices, and of too few t
   CHECK_THAT(few[0], Catch::StartsWith("calibration: 256 tokens are fewer than the 512 inputs of "
                                        "model.layers.0.mlp.down_proj"));
   CHECK(warnings(Json::array({factor("svd_llm", {{"targets", {"q_proj"}}})})).empty());
+  CHECK(warnings(Json::array({test::pass("rtn", {{"targets", {"down_proj"}}}),
+                              factor("svd_llm", {{"targets", {"q_proj"}}})}))
+            .empty());
   const auto larger = warnings(Json::array(
       {factor("lqer", {{"bits", 8}, {"group_size", 64}, {"rank", 60}, {"targets", {"k_proj", "up_proj"}}})}));
   REQUIRE(larger.size() == 1);
   CHECK_THAT(larger[0], Catch::StartsWith("4 of 28 operators become larger than their matrices: "
                                           "model.layers.0.self_attn.k_proj, to 148"));
-  // A text that holds less than was asked for.
+  // A text that holds less than was asked for: the run counts what there is.
   test::write_text(dir / "short.txt", std::string(100, 'a') + " end");
   Json job = test::job_with(dir / "short", Json::array({factor("svd_llm", {{"targets", {"q_proj"}}})}));
   job["calibration"]["text"] = (dir / "short.txt").string();
@@ -627,6 +636,12 @@ TEST_CASE("settings that cannot act are refused where a job changes them", "[pip
     CHECK(pipeline::to_json(pipeline::parse_job(pipeline::to_json(job), "job", methods)) ==
           pipeline::to_json(job));
   }
+  // What acts in an override may be set for the whole pass.
+  CHECK(refusal("lqer",
+                {{"sweeps", 3}, {"overrides", Json::array({{{"match", {"q_proj"}}, {"solver", "gptq"}}})}}) ==
+        "nothing was thrown");
+  CHECK_THAT(refusal("smoothquant", {{"solver", "none"}, {"sweeps", 3}}),
+             Catch::Contains("/passes/0/sweeps] acts only with solver gptq"));
   // What an override takes from its pass is not its own doing.
   CHECK(refusal("lqer",
                 {{"solver", "gptq"},

@@ -58,10 +58,10 @@ class FieldVisitor {
   }
 };
 
-/// A setting that does nothing beside these others, and where it acts: "with allocation budget".
+/// A setting without effect as the others stand, and what it needs: "with allocation budget".
 struct IdleSetting {
   std::string_view name;
-  std::string_view acts;
+  std::string_view needs;
 };
 
 }  // namespace lcomp

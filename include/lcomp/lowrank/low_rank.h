@@ -44,8 +44,9 @@ class InputMetric {
   at::Tensor scaled(const at::Tensor& weight, ThreadPool* pool = nullptr) const;
   /// tr(D H D^T).
   double loss(const at::Tensor& difference, ThreadPool* pool = nullptr) const;
-  /// Whether S was needed so far, and if so, whether H had to be factored by its eigenvalues.
+  /// Whether S was needed so far.
   bool is_factored() const { return root_->s.defined(); }
+  /// Whether S had to come from eigenvalues; false before it was needed.
   bool is_singular() const { return root_->singular; }
 
  private:

@@ -77,6 +77,10 @@ std::unique_ptr<Pass> linear_pass(std::string name, calib::Needs needs, bool seq
 /// the passes, which are not what is stored.
 int64_t stored_bytes(const model::LinearOp& op, at::ScalarType model_dtype);
 
+/// In strict mode, throws NumericalError where the row tells of another step of the numerical ladder than the
+/// regular one.
+void require_regular(const OperatorRow& row, const PassContext& context);
+
 /// Puts `result` into the block in place of operator `op` and appends its row, with sizes and weight errors
 /// measured here. Used by passes that are more than a function on one matrix.
 void replace_and_report(model::Block& block, size_t op, MatrixResult result, const std::string& method,

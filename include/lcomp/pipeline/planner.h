@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lcomp/linalg/gemm.h"
+#include "lcomp/lowrank/morphemes.h"
 #include "lcomp/model/model.h"
 #include "lcomp/pipeline/job.h"
 #include "lcomp/pipeline/targets.h"
@@ -45,7 +46,8 @@ struct MemoryPlan {
 /// A job resolved against its model, from the headers of its files.
 struct Plan {
   std::vector<OperatorPlan> operators;
-  std::optional<OperatorPlan> embedding;  ///< of a job that compresses it
+  std::optional<OperatorPlan> embedding;            ///< of a job that compresses it
+  std::optional<lowrank::MorphemeIndex> morphemes;  ///< of its tokens, for morphte
   /// Settings per pass and operator (in the order of `operators`); null where a pass leaves an operator
   /// alone.
   std::vector<OperatorSettings> settings;
@@ -58,7 +60,8 @@ struct Plan {
   double gradient_matrices = 0;    ///< values that are kept of them for each weight
   bool deletes_units = false;
   bool factors_matrices = false;
-  bool takes_moments = false;    ///< second moments, which few tokens leave singular
+  /// The widest operator whose second moments are taken, in `operators`.
+  std::optional<size_t> widest_moment;
   uint64_t survey_bytes = 0;     ///< of what surveys add up over the blocks
   bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
   /// A pass compares what it reads with the model as it found it, which takes a second stream of samples.
@@ -93,7 +96,8 @@ std::string few_tokens(const Plan& plan, int64_t tokens);
 /// ResourceError when `max_memory` cannot be kept.
 void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t tokens);
 
-/// `make_plan` from the job alone: opens the model (headers only).
+/// `make_plan` from the job alone: opens the model (headers only). Warns of too few tokens, of which a run
+/// warns when it has read its text.
 Plan plan(const Job& job, const MethodTable& methods);
 
 }  // namespace lcomp::pipeline

@@ -69,6 +69,9 @@ struct CalibrationFacts {
   bool operator==(const CalibrationFacts&) const = default;
 };
 
+/// The method of the entry for a compressed embedding, which stands behind those of the job's passes.
+inline constexpr std::string_view kEmbeddingPass = "embedding";
+
 /// One entry of the job's list of passes.
 struct PassFacts {
   std::string method;     ///< "gptq"

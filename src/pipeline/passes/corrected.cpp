@@ -56,7 +56,7 @@ struct BesideOptions {
   std::vector<IdleSetting> idle() const {
     if (rank > 0) return {};
     std::vector<IdleSetting> idle;
-    for (const std::string_view name : {"form", "weighing", "iterations", "factor_bits"})
+    for (const std::string_view name : {"form", "weighing", "iterations", "factor_bits", "factor_group_size"})
       idle.push_back({name, "with a rank above 0"});
     return idle;
   }
@@ -69,8 +69,8 @@ InputMetric metric_of(Weighing weighing, const Target& target) {
 }
 
 WeightPtr stored_factors(const Target& target, const lowrank::Factors& factors, lowrank::Form form,
-                         at::ScalarType dtype) {
-  const FactorStore store(target.settings->part<FactorOptions>(), target.moment, dtype);
+                         at::ScalarType dtype, OperatorRow& row) {
+  const FactorStore store(target.settings->part<FactorOptions>(), target.moment, dtype, row);
   return lowrank::factored_weight(factors, form, store);
 }
 
@@ -114,7 +114,7 @@ class LqerPass final : public TargetPass {
     }
     const auto found = lowrank::alternate(target.weight, metric_of(beside.weighing, target), beside.rank,
                                           quantize, settings.part<lowrank::AlternationOptions>(), pool);
-    const WeightPtr factors = stored_factors(target, found.low_rank, beside.form, model_dtype);
+    const WeightPtr factors = stored_factors(target, found.low_rank, beside.form, model_dtype, result.row);
     // Fitted to what the stored factors leave, the quantized part usually loses less, but need not.
     for (const WeightPtr& part : {found.part, quantize(target.weight - factors->dense())}) {
       const WeightPtr sum = sum_of(part, factors);
@@ -129,10 +129,10 @@ class LqerPass final : public TargetPass {
  private:
   /// Of plain rounding, without a part beside it.
   static double rounding_loss(const Target& target, at::ScalarType model_dtype, ThreadPool* pool) {
-    auto scheme = with_scale_type(target.settings->part<quant::QuantScheme>(), model_dtype);
-    if (scheme.range == quant::RangeRule::kHessian) scheme.range = quant::RangeRule::kMse;
-    return loss_of(target, quant::QuantizedWeight(quant::rtn(target.weight.to(at::kFloat), scheme, pool)),
-                   pool);
+    const auto scheme = with_scale_type(target.settings->part<quant::QuantScheme>(), model_dtype);
+    const quant::QuantizedWeight nearest =
+        quant::rtn(target.weight.to(at::kFloat), scheme, pool, target.own.second_moment.diagonal());
+    return loss_of(target, nearest, pool);
   }
 
   /// Notes in the row what factoring the second moment took.
@@ -150,6 +150,8 @@ class LqerPass final : public TargetPass {
         quant::gptq_factor(target.own.second_moment, scheme, options, pool));
     report_rung(factor->inverse.rung, row);
     row.damping = factor->inverse.damping;
+    if (factor->inverse.rung == linalg::Rung::kFailed)
+      report_fallback("rtn: the second moment could not be factored", row);
     return [scheme, pool, factor, options](const at::Tensor& matrix) {
       return std::make_shared<quant::QuantizedWeight>(
           quant::gptq(matrix.to(at::kFloat), *factor, scheme, options, pool).weight);
@@ -246,7 +248,7 @@ class OatsPass final : public TargetPass {
       const auto found = lowrank::alternate(target.weight, metric, rank, masked,
                                             target.settings->part<lowrank::AlternationOptions>(), pool);
       const at::Tensor kept = found.part->dense() != 0;
-      const WeightPtr factors = stored_factors(target, found.low_rank, oats.form, model_dtype);
+      const WeightPtr factors = stored_factors(target, found.low_rank, oats.form, model_dtype, result.row);
       result.weight = sum_of(
           stored(kept, target.weight - factors->dense(), target, model_dtype, result.row, pool), factors);
     }
@@ -264,8 +266,11 @@ class OatsPass final : public TargetPass {
       const auto inverse = linalg::damped_inverse(target.own.second_moment, oats.damping, {}, pool);
       report_rung(inverse.rung, row);
       row.damping = inverse.damping;
-      if (inverse.rung != linalg::Rung::kFailed)
+      if (inverse.rung == linalg::Rung::kFailed) {
+        report_fallback("kept weights as they were: the second moment could not be factored", row);
+      } else {
         pruned = sparse::refit(matrix, target.own.second_moment, inverse.added, kept, pool).weight;
+      }
     }
     return store_sparse(pruned, target.settings->part<SparseStorageOptions>(), model_dtype);
   }

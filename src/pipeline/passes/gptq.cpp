@@ -124,13 +124,16 @@ class GptqPass final : public Pass {
 
 }  // namespace
 
-std::vector<IdleSetting> SolverOptions::idle() const {
-  if (solver == Solver::kGptq) return {};
+std::vector<IdleSetting> idle_without_gptq() {
   std::vector<IdleSetting> idle;
   for (const std::string_view name : {"block_size", "damping", "act_order", "static_groups", "stale_groups",
                                       "store_group_index", "fallback_to_rtn", "sweeps", "refit"})
     idle.push_back({name, "with solver gptq"});
   return idle;
+}
+
+std::vector<IdleSetting> SolverOptions::idle() const {
+  return solver == Solver::kGptq ? std::vector<IdleSetting>{} : idle_without_gptq();
 }
 
 std::string rung_text(linalg::Rung rung) {

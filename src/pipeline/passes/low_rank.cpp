@@ -140,7 +140,7 @@ class LowRankPass : public TargetPass {
     const InputMetric* moment = own ? &*own : target.moment;
     lowrank::Factors factors = factor(target, moment, rank, pool);
     if (updated_) lowrank::update_left(factors, target.weight, *moment, pool);
-    const FactorStore store(target.settings->part<FactorOptions>(), moment, model_dtype);
+    const FactorStore store(target.settings->part<FactorOptions>(), moment, model_dtype, result.row);
     result.weight = lowrank::factored_weight(factors, ranks.form, store, target.weight, moment);
     if (moment != nullptr) result.row.loss = moment->loss(target.weight - result.weight->dense(), pool);
     if (own) report_factoring(*own, result.row);
@@ -181,13 +181,15 @@ class LowRankPass : public TargetPass {
     if (rank == 0 || lowrank::factored_size(ranks.form, out, in, rank) >= out * in) return {};
     const lowrank::Factors factors = factor(stacked, &moment, rank, pool);
     if (factors.tail >= apart) return {};
-    const FactorStore store(settings.part<FactorOptions>(), &moment, model_dtype);
+    OperatorRow common;
+    const FactorStore store(settings.part<FactorOptions>(), &moment, model_dtype, common);
     std::vector<MatrixResult> results;
     for (WeightPtr& weight :
          lowrank::shared_factored_weights(factors, ranks.form, names, store, stacked.weight, &moment)) {
       const Target& target = targets[results.size()];
       MatrixResult& result = results.emplace_back();
       result.weight = std::move(weight);
+      result.row = common;
       result.row.loss = moment.loss(target.weight - result.weight->dense(), pool);
     }
     return results;

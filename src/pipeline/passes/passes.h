@@ -57,6 +57,9 @@ void settle_as_gptq(PassOptions& options, const std::function<bool(std::string_v
               given, is_last);
 }
 
+/// The settings of GPTQ, of a method whose solver is another.
+std::vector<IdleSetting> idle_without_gptq();
+
 /// What rounds the weights of a method that does something besides.
 enum class Solver { kRtn, kGptq };
 

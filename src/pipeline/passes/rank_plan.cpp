@@ -12,6 +12,7 @@
 #include "lcomp/quant/rtn.h"
 #include "lcomp/quant/sensitivity.h"
 #include "pipeline/passes/scheme_plan.h"
+#include "pipeline/passes/target_pass.h"
 
 namespace lcomp::pipeline {
 namespace {
@@ -122,7 +123,7 @@ std::vector<double> amounts_by_threshold(const std::vector<LossCurve>& curves, d
 }
 
 /// Ranks that remove the amounts in all, and less than one step of a rank more: what rounding removes too
-/// much of one operator is left to the next ones, and what max_removed keeps of one is taken from others.
+/// much of one operator is left to the next ones.
 std::vector<int64_t> ranks_removing(const std::vector<double>& amounts,
                                     const std::vector<Factored>& factored) {
   std::vector<int64_t> ranks;
@@ -130,11 +131,6 @@ std::vector<int64_t> ranks_removing(const std::vector<double>& amounts,
   for (size_t i = 0; i < factored.size(); ++i) {
     ranks.push_back(factored[i].rank_removing(amounts[i] - surplus));
     surplus += static_cast<double>(factored[i].removed_at(ranks[i])) - amounts[i];
-  }
-  for (size_t i = 0; i < factored.size() && surplus <= -0.5; ++i) {
-    const auto before = static_cast<double>(factored[i].removed_at(ranks[i]));
-    ranks[i] = factored[i].rank_removing(before - surplus);
-    surplus += static_cast<double>(factored[i].removed_at(ranks[i])) - before;
   }
   return ranks;
 }
@@ -332,8 +328,12 @@ WeightPtr FactorStore::operator()(const at::Tensor& values, const Weight* right)
   if (moment_ == nullptr)
     return std::make_shared<quant::QuantizedWeight>(quant::rtn(values.to(at::kFloat), scheme));
   const at::Tensor read = right == nullptr ? at::eye(moment_->in_features(), at::kDouble) : right->dense();
-  return std::make_shared<quant::QuantizedWeight>(
-      quant::gptq(values.to(at::kFloat), moment_->energy(read), scheme, {.sweeps = 2, .refit = true}).weight);
+  quant::GptqResult rounded =
+      quant::gptq(values.to(at::kFloat), moment_->energy(read), scheme, {.sweeps = 2, .refit = true});
+  report_rung(rounded.rung, row_);
+  if (rounded.rung == linalg::Rung::kFailed)
+    report_fallback("rtn of a factor: its moment could not be factored", row_);
+  return std::make_shared<quant::QuantizedWeight>(std::move(rounded.weight));
 }
 
 PlannedWeight plan_factored(const FactorOptions& factors, lowrank::Form form, int64_t rank,

@@ -2,6 +2,7 @@
 
 #include "lcomp/lowrank/low_rank.h"
 #include "lcomp/pipeline/method.h"
+#include "lcomp/pipeline/report_data.h"
 #include "lcomp/pipeline/survey.h"
 #include "pipeline/passes/model_loss.h"
 
@@ -60,9 +61,10 @@ struct FactorOptions {
 /// what each reads, by round to nearest without one.
 class FactorStore {
  public:
-  /// moment: of the operator's inputs, or null; must outlive this.
-  FactorStore(const FactorOptions& options, const lowrank::InputMetric* moment, at::ScalarType dtype)
-      : options_(options), moment_(moment), dtype_(dtype) {}
+  /// moment: of the operator's inputs, or null. Notes in `row` what rounding took. Both must outlive this.
+  FactorStore(const FactorOptions& options, const lowrank::InputMetric* moment, at::ScalarType dtype,
+              OperatorRow& row)
+      : options_(options), moment_(moment), dtype_(dtype), row_(row) {}
 
   WeightPtr operator()(const at::Tensor& values, const Weight* right) const;
 
@@ -70,6 +72,7 @@ class FactorStore {
   FactorOptions options_;
   const lowrank::InputMetric* moment_;
   at::ScalarType dtype_;
+  OperatorRow& row_;
 };
 
 /// What `factored_weight` stores for an operator at a rank: bytes and description.

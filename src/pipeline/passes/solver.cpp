@@ -13,6 +13,10 @@ void TransformSolverOptions::visit(FieldVisitor& v) {
       "what rounds the scaled matrices: rtn, gptq, or none (they are stored dense, or left to a later pass)");
 }
 
+std::vector<IdleSetting> TransformSolverOptions::idle() const {
+  return solver == TransformSolver::kGptq ? std::vector<IdleSetting>{} : idle_without_gptq();
+}
+
 TransformGroup::TransformGroup(const model::Block& block, size_t group, const PassContext& context) {
   for (const size_t op : block.groups()[group].operators) {
     const PassOptions* options = context.settings(block.ops()[op].info.name);

@@ -17,6 +17,7 @@ struct TransformSolverOptions {
   TransformSolver solver = TransformSolver::kRtn;
 
   void visit(FieldVisitor& v);
+  std::vector<IdleSetting> idle() const;
 };
 
 /// The operators of a group that a transform works on.

@@ -138,6 +138,7 @@ class UnitPass final : public Pass {
       row.weight_error = error.relative;
       row.max_abs_error = error.largest;
       row.tokens = stats.tokens;
+      require_regular(row, context);
       context.rows.push_back(std::move(row));
     }
     context.rows.back().seconds = watch.seconds();

@@ -20,6 +20,14 @@ void report_step(std::string step, int64_t index, OperatorRow& row) {
   row.rung_index = index;
 }
 
+/// Notes in the row how the target was moved and how its moment was factored.
+void report_solving(const Target& target, OperatorRow& row) {
+  if (target.moment != nullptr) report_factoring(*target.moment, row);
+  if (target.correction == nullptr) return;
+  row.mismatch_weight = target.correction->weight;
+  if (target.correction->rung != linalg::Rung::kPlain) report_rung(target.correction->rung, row);
+}
+
 }  // namespace
 
 lowrank::InputMetric scaled_metric(const at::Tensor& scale) {
@@ -49,9 +57,13 @@ void report_rung(linalg::Rung rung, OperatorRow& row) {
   report_step(rung_text(rung), static_cast<int64_t>(rung), row);
 }
 
-TargetPass::Correction TargetPass::correction(const model::Block& block, size_t group,
-                                              const PassOptions& settings, const calib::InputStats& stats,
-                                              const PassContext& context) {
+void report_fallback(std::string fallback, OperatorRow& row) {
+  row.fell_back = true;
+  row.fallback = std::move(fallback);
+}
+
+Correction TargetPass::correction(const model::Block& block, size_t group, const PassOptions& settings,
+                                  const calib::InputStats& stats, const PassContext& context) {
   const double weight = mismatch_weight(block, group, settings, stats, kMismatchDamping, context);
   if (weight == 0) return {};
   const auto inverse = linalg::damped_inverse(stats.second_moment, kMismatchDamping, {}, &context.pool);
@@ -67,22 +79,21 @@ void TargetPass::compress(model::Block& block, size_t group, const calib::InputS
   if (stats.second_moment.defined()) moment = lowrank::InputMetric::moment(stats.second_moment);
   std::vector<Target> all;
   std::map<std::pair<quant::MismatchRule, double>, Correction> corrections;
-  std::vector<const Correction*> moved;  // of each target; null: it is not corrected
   const std::vector<size_t>& members = block.groups()[group].operators;
   for (size_t k = 0; k < members.size(); ++k) {
     const model::LinearOp& op = block.ops()[members[k]];
     const PassOptions* settings = context.settings(op.info.name);
     if (settings == nullptr) continue;
     at::Tensor weight = op.weight->dense().to(at::kDouble);
-    moved.push_back(nullptr);
+    const Correction* moved = nullptr;
     if (corrects_) {
       const auto& order = settings->part<GptqOrderOptions>();
       const auto [found, is_new] = corrections.try_emplace({order.mismatch, order.mismatch_weight});
       if (is_new) found->second = correction(block, group, *settings, stats, context);
       if (found->second.factor.defined()) weight = weight + weight.mm(found->second.factor);
-      moved.back() = &found->second;
+      moved = &found->second;
     }
-    all.push_back({members[k], of_operator(stats, k), settings, weight, moment ? &*moment : nullptr});
+    all.push_back({members[k], of_operator(stats, k), settings, weight, moment ? &*moment : nullptr, moved});
   }
   std::vector<double> seconds(all.size());
   const Stopwatch together;
@@ -94,11 +105,8 @@ void TargetPass::compress(model::Block& block, size_t group, const calib::InputS
   }
   for (size_t i = 0; i < all.size(); ++i) {
     finish(block, all[i], results[i]);
-    if (moment) report_factoring(*moment, results[i].row);
-    if (moved[i] != nullptr) {
-      results[i].row.mismatch_weight = moved[i]->weight;
-      if (moved[i]->rung != linalg::Rung::kPlain) report_rung(moved[i]->rung, results[i].row);
-    }
+    const bool left_alone = dynamic_cast<const DenseWeight*>(results[i].weight.get()) != nullptr;
+    if (!left_alone) report_solving(all[i], results[i].row);
     replace_and_report(block, all[i].op, std::move(results[i]), name_, seconds[i], stats, context);
   }
 }

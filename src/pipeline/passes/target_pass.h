@@ -19,6 +19,16 @@ void report_factoring(const lowrank::InputMetric& metric, OperatorRow& row);
 /// The same for the rung that a damped inverse took.
 void report_rung(linalg::Rung rung, OperatorRow& row);
 
+/// What was done instead of the method's own, and why.
+void report_fallback(std::string fallback, OperatorRow& row);
+
+/// How far the targets of a group are moved, and what finding it took.
+struct Correction {
+  at::Tensor factor;  ///< [in, in], of the weights; undefined for nothing
+  double weight = 0;
+  linalg::Rung rung = linalg::Rung::kPlain;
+};
+
 /// An operator on its way through a pass.
 struct Target {
   size_t op = 0;          ///< in the block
@@ -29,6 +39,7 @@ struct Target {
   at::Tensor weight;
   /// Of the second moment of the inputs, shared by the operators of the group; null without one.
   const lowrank::InputMetric* moment = nullptr;
+  const Correction* correction = nullptr;  ///< null where the settings want none
 };
 
 /// Methods that approximate each matrix of a group on one thread, the operators of a group side by side, with
@@ -60,12 +71,6 @@ class TargetPass : public Pass {
  private:
   std::vector<MatrixResult> solve_each(const model::Block& block, const std::vector<Target>& targets,
                                        std::vector<double>& seconds, PassContext& context) const;
-  /// How far the target of an operator is moved, and what finding it took.
-  struct Correction {
-    at::Tensor factor;  ///< [in, in], of the weights; undefined for nothing
-    double weight = 0;
-    linalg::Rung rung = linalg::Rung::kPlain;
-  };
   static Correction correction(const model::Block& block, size_t group, const PassOptions& settings,
                                const calib::InputStats& stats, const PassContext& context);
 

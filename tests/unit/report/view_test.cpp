@@ -72,9 +72,12 @@ TEST_CASE("a kind's numbers are means over its operators, with the worst block n
   report.operators[1].loss = 5;
   report.operators[1].rtn_loss = 6;
   report.operators[2].rtn_loss = 100;
+  report.operators[0].scheme = report.operators[2].scheme = "rank 8";
+  report.operators[1].scheme = "rank 9";
   const auto kinds = summarize_kinds(report);
   REQUIRE(kinds.size() == 1);
   REQUIRE(kinds[0].operators == 3);
+  REQUIRE(kinds[0].stored == "rank 8; 1 other way");
   REQUIRE(kinds[0].bits_per_weight == Approx(4));
   REQUIRE(*kinds[0].activation_error == Approx(0.2));
   REQUIRE(*kinds[0].worst_activation_error == 0.3);
@@ -119,6 +122,10 @@ TEST_CASE("sentences carry the counts they are made from", "[report][view]") {
   REQUIRE(describe_windows(report.evaluation[0]) == "16 windows of 2,048 tokens, stride 2,048");
   REQUIRE(describe_host(report.host) == "AMD EPYC 7B13 · avx2 fma f16c · 2 threads · f32 arithmetic");
   REQUIRE(describe_passes(report) == "gptq: int4 symmetric, groups of 64, activation order (static groups)");
+  RunReport embedded = report;
+  embedded.passes.push_back({std::string(lcomp::pipeline::kEmbeddingPass), "low_rank, 5 times smaller", 1});
+  REQUIRE_THAT(describe_passes(embedded),
+               Catch::Matchers::StartsWith("embedding: low_rank, 5 times smaller; then gptq: int4"));
   REQUIRE_THAT(describe_verification(report), Catch::Matchers::Contains("123 tensors decoded"));
   REQUIRE(*bits_before(report) == Approx(16));
   lcomp::pipeline::CalibrationFacts even;
