@@ -162,9 +162,34 @@ std::string compare_files(const std::filesystem::path& directory, const OutputRe
   return "";
 }
 
+namespace {
+
+/// Throws CorruptFile when one of the values that the model reads beside its operators is not finite.
+void require_finite_vectors(const model::Model& model, int64_t block) {
+  for (const auto& [name, length] : model.architecture().block_norms(block)) model.read_finite(name);
+  for (const model::OperatorInfo& op : model.architecture().operators(block)) {
+    if (op.has_bias) model.read_finite(op.name + ".bias");
+  }
+}
+
+/// A tensor that neither belongs to an operator of the record nor is one of its others; "" without any.
+std::string unknown_tensor(const model::Model& model, const OutputRecord& record) {
+  for (const std::string& name : model.checkpoint().names()) {
+    const bool of_operator = record.decoded.contains(name.substr(0, name.find(".weight"))) ||
+                             record.decoded.contains(name.substr(0, name.find(".input_")));
+    if (!of_operator && !record.copied.contains(name) && !record.changed.contains(name)) return name;
+  }
+  return "";
+}
+
+}  // namespace
+
 std::string compare_tensors(const model::Model& model, const OutputRecord& record, Verification& result) {
+  if (const std::string name = unknown_tensor(model, record); !name.empty())
+    return fmt::format("the tensor {} is not in the record", io::quote_name(name));
   size_t found = 0;
   for (int64_t block = 0; block < model.size(); ++block) {
+    require_finite_vectors(model, block);
     for (const model::OperatorInfo& op : model.architecture().operators(block)) {
       const auto wanted = record.decoded.find(op.name);
       const WeightPtr weight = model.load_weight(op);
@@ -197,6 +222,9 @@ std::string compare_tensors(const model::Model& model, const OutputRecord& recor
       if (model.checkpoint().hash_of_tensor(name) != hash)
         return fmt::format("the tensor '{}' differs from {}", name, difference);
     }
+  }
+  for (const std::string& name : model.outer_tensors()) {
+    if (io::scalar_type_of(model.checkpoint().info(name).dtype)) model.read_finite(name);
   }
   return "";
 }

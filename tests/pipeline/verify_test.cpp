@@ -5,10 +5,12 @@
 #include <fstream>
 
 #include "lcomp/core/error.h"
+#include "lcomp/io/checkpoint.h"
 #include "lcomp/io/safetensors.h"
 #include "lcomp/io/safetensors_writer.h"
 #include "lcomp/pipeline/export.h"
 #include "lcomp/pipeline/pass.h"
+#include "pipeline/edit_model.h"
 #include "pipeline/job_runs.h"
 #include "pipeline/output_record.h"
 #include "support/error_text.h"
@@ -50,6 +52,21 @@ void edit_record(const fs::path& output, const std::function<void(OutputRecord&)
   test::write_text(file, record.to_json());
 }
 
+/// Puts the changed file's hash into the record, so that only its content can give it away.
+void fit_record(const fs::path& output, const io::FileRecord& changed) {
+  edit_record(output, [&](OutputRecord& record) {
+    for (io::FileRecord& file : record.files) {
+      if (file.name == changed.name) file = changed;
+    }
+  });
+}
+
+void edit_json(const fs::path& output, const std::string& name, const std::function<void(Json&)>& edit) {
+  Json json = test::read_json(output / name);
+  edit(json);
+  fit_record(output, io::write_file_atomic(output / name, json.dump()));
+}
+
 /// Changes the tensors, and the record's line on their file so that only their values can give them away.
 void edit_tensors(const fs::path& output, const std::function<void(io::NamedTensors&)>& edit) {
   io::NamedTensors tensors;
@@ -58,12 +75,7 @@ void edit_tensors(const fs::path& output, const std::function<void(io::NamedTens
     for (const auto& info : file.tensors()) tensors.emplace_back(info.name, file.read(info.name).clone());
   }
   edit(tensors);
-  const io::FileRecord changed = io::write_safetensors(output / "model.safetensors", tensors);
-  edit_record(output, [&](OutputRecord& record) {
-    for (io::FileRecord& file : record.files) {
-      if (file.name == changed.name) file = changed;
-    }
-  });
+  fit_record(output, io::write_safetensors(output / "model.safetensors", tensors));
 }
 
 at::Tensor& tensor(io::NamedTensors& tensors, const std::string& name) {
@@ -294,4 +306,159 @@ TEST_CASE("values are compared with what was computed, not only files with their
     edit_record(dir / "out", [](auto& record) { record.decoded["model.layers.9.mlp.up_proj"] = "0"; });
     REQUIRE(verdict(dir / "out") == "an operator of the record is not in the model");
   }
+}
+
+TEST_CASE("values that are not finite are found where all hashes fit, and so are tensors of no operator",
+          "[pipeline][verify]") {
+  const std::string norm = GENERATE("model.layers.0.input_layernorm.weight", "model.norm.weight");
+  const test::TempDir dir;
+  test::run(test::rtn_job(dir / "out"));
+  SECTION("NaN in what no pass changed") {
+    edit_tensors(dir / "out", [&](auto& t) { tensor(t, norm)[2].fill_(NAN); });
+    const std::string hash = io::open_checkpoint(dir / "out")->hash_of_tensor(norm);
+    edit_record(dir / "out", [&](auto& record) { record.copied[norm] = hash; });
+    REQUIRE_THAT(verdict(dir / "out"),
+                 Catch::Contains("'" + norm + "' must hold finite values; the one at [2]"));
+  }
+  SECTION("a tensor that the record does not have") {
+    edit_tensors(dir / "out", [&](auto& t) { t.emplace_back(norm + "2", at::zeros({3})); });
+    REQUIRE(verdict(dir / "out") == "the tensor \"" + norm + "2\" is not in the record");
+  }
+}
+
+TEST_CASE("config and tensors that contradict each other are found where all hashes fit",
+          "[pipeline][verify]") {
+  const test::TempDir dir;
+  test::run(test::rtn_job(dir / "out"));
+  const auto edit_config = [&](const std::function<void(Json&)>& edit) {
+    edit_json(dir / "out", "config.json", edit);
+  };
+  const auto group = [](Json& config) -> Json& {
+    return config["quantization_config"]["config_groups"]["group_0"];
+  };
+  SECTION("bits") {
+    edit_config([&](Json& config) { group(config)["weights"]["num_bits"] = 8; });
+    REQUIRE_THAT(verdict(dir / "out"), Catch::Contains("weight_packed"));
+  }
+  SECTION("groups") {
+    edit_config([&](Json& config) { group(config)["weights"]["group_size"] = 32; });
+    REQUIRE_THAT(verdict(dir / "out"), Catch::Contains("weight_scale"));
+  }
+  SECTION("an operator that is packed and said to be dense") {
+    edit_config([&](Json& config) {
+      config["quantization_config"]["ignore"].push_back("model.layers.1.mlp.up_proj");
+    });
+    REQUIRE_THAT(verdict(dir / "out"),
+                 Catch::Contains("'model.layers.1.mlp.up_proj.weight_packed' must belong to a group"));
+  }
+  SECTION("layers") {
+    edit_config([&](Json& config) { config["num_hidden_layers"] = 3; });
+    REQUIRE(verdict(dir / "out") == "an operator of the record is not in the model");
+  }
+  SECTION("sizes") {
+    edit_config([&](Json& config) { config["hidden_size"] = 96; });
+    REQUIRE_THAT(verdict(dir / "out"), Catch::Contains("must be [") && Catch::Contains("it is ["));
+  }
+}
+
+TEST_CASE("what the report says of an operator must be what is stored", "[pipeline][verify]") {
+  const test::TempDir dir;
+  test::run(test::rtn_job(dir / "out"));
+  const std::string q = "'model.layers.0.self_attn.q_proj' must have, as report.json says, ";
+  const auto set = [&](const char* field, const Json& value) {
+    edit_json(dir / "out", "report.json", [&](Json& report) { report["operators"][0][field] = value; });
+  };
+  SECTION("bits") {
+    set("scheme", "int8 symmetric, groups of 64");
+    REQUIRE(verdict(dir / "out") == q + "int8 symmetric, groups of 64; it is int4 symmetric, groups of 64");
+  }
+  SECTION("bytes") {
+    set("bytes_after", 19601);
+    REQUIRE(verdict(dir / "out") == q + "19601 bytes; it has 19600");
+  }
+  SECTION("an error in its ninth digit") {
+    const double error =
+        test::read_json(dir / "out" / "report.json")["operators"][0]["weight_error"].get<double>();
+    set("weight_error", error + 2e-9);
+    REQUIRE_THAT(verdict(dir / "out"), Catch::StartsWith(q + "the weight error ") &&
+                                           Catch::Contains(" against its source; it has "));
+  }
+}
+
+TEST_CASE("zeros and patterns must be those of the job", "[pipeline][verify]") {
+  const test::TempDir dir;
+  const std::string op = "model.layers.0.mlp.up_proj";
+  const auto prune = [&](const Json& more) {
+    Json job = test::job_with(dir / "out", Json::array({{{"method", "wanda"}, {"pattern", "2:4"}}}));
+    job.update(more);
+    test::run(job);
+    REQUIRE(verdict(dir / "out").empty());
+  };
+  /// Changes the first row of the matrix and all that is recorded of its values.
+  const auto edit_row = [&](const std::function<void(float*)>& edit) {
+    std::string hash;
+    edit_tensors(dir / "out", [&](auto& tensors) {
+      at::Tensor& matrix = tensor(tensors, op + ".weight");
+      at::Tensor values = matrix.to(at::kFloat).contiguous();
+      edit(values.data_ptr<float>());
+      matrix = values.to(matrix.scalar_type());
+      hash = pipeline::decoded_hash(matrix);
+    });
+    edit_record(dir / "out", [&](auto& record) { record.decoded[op] = hash; });
+  };
+  const std::string says = "'" + op + "' must have, as report.json says, ";
+  SECTION("one element more") {
+    prune({{"write", {{"format", "dense"}}}});
+    edit_row([](float* row) { *std::find(row, row + 192, 0.F) = 1; });
+    REQUIRE(verdict(dir / "out") == says + "at most 49152 elements that are not 0; it has 49153");
+  }
+  SECTION("an element moved into another group") {
+    prune({{"write", {{"format", "dense"}}}});
+    edit_row([](float* row) {
+      *std::find(row, row + 4, 0.F) = 1;
+      *std::find_if(row + 4, row + 8, [](float value) { return value != 0; }) = 0;
+    });
+    REQUIRE(verdict(dir / "out") == says + "the pattern 2:4; it has not");
+  }
+  SECTION("positions of packed elements") {
+    prune(Json::object());
+    edit_tensors(dir / "out", [&](auto& t) { tensor(t, op + ".weight_positions").fill_(0); });
+    REQUIRE_THAT(verdict(dir / "out"), Catch::Contains(op) && Catch::Contains("positions"));
+  }
+}
+
+TEST_CASE("weight errors are computed again where the source is, and verification says where it is not",
+          "[pipeline][verify]") {
+  const test::TempDir dir;
+  const fs::path model = test::copy_of_model(dir);
+  Json job = test::rtn_job(dir / "out");
+  job["model"] = model.string();
+  test::run(job);
+  Observer silent;
+  const auto check = [&](const fs::path& against = {}) {
+    return pipeline::verify(dir / "out", silent, against);
+  };
+  REQUIRE(check().errors_compared == 28);
+  REQUIRE(check().not_compared.empty());
+  fs::rename(model, dir / "moved");
+  REQUIRE(check().passed);
+  REQUIRE(check().errors_compared == 0);
+  REQUIRE_THAT(check().not_compared,
+               Catch::StartsWith("[" + model.string() + "] the model must be a directory"));
+  REQUIRE(check(dir / "moved").errors_compared == 28);
+  REQUIRE_THROWS_AS(check(model), ConfigError);
+
+  const auto damage = [&](const std::string& name) {
+    test::edit_tensors(dir / "moved", [&](auto& tensors) { tensor(tensors, name)[2].add_(1); });
+  };
+  damage("model.layers.2.mlp.up_proj.weight");
+  REQUIRE_THAT(check(dir / "moved").message, Catch::StartsWith("'model.layers.2.mlp.up_proj' must have, as "
+                                                               "report.json says, the weight error"));
+  damage("model.norm.weight");
+  REQUIRE(test::error_text([&] { check(dir / "moved"); }) ==
+          "[" + (dir / "moved").string() + "] the model must be the one that " + (dir / "out").string() +
+              " was made from; its 'model.norm.weight' is another");
+  fs::rename(dir / "moved", model);
+  REQUIRE(check().passed);
+  REQUIRE_THAT(check().not_compared, Catch::EndsWith("its 'model.norm.weight' is another"));
 }
