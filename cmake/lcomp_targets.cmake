@@ -25,6 +25,12 @@ if(LCOMP_SANITIZE)
                          -fno-omit-frame-pointer -g1 -Wno-maybe-uninitialized)
   target_link_options(lcomp_build_flags INTERFACE -fsanitize=${LCOMP_SANITIZE})
 endif()
+# Only the fuzz targets of such a build can be linked: they bring along what the compiler's calls go to.
+if(LCOMP_FUZZER STREQUAL coverage)
+  target_compile_options(lcomp_build_flags INTERFACE -fsanitize-coverage=trace-pc)
+elseif(LCOMP_FUZZER STREQUAL libfuzzer)
+  target_compile_options(lcomp_build_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
 
 # lcomp_sources(OUT FOLDER...): the sources below src/FOLDER, found by folder, so that a new file needs no edit here.
 function(lcomp_sources out)

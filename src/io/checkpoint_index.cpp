@@ -3,15 +3,11 @@
 #include "io/json_util.h"
 
 namespace lcomp::io {
-namespace {
 
-/// A plain file name: nothing that leads out of the directory.
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
          name.find('\\') == std::string::npos && name.find('\0') == std::string::npos;
 }
-
-}  // namespace
 
 CheckpointIndex parse_checkpoint_index(std::string_view text, const std::string& where) {
   const Json json = parse_json(text, where);

@@ -14,6 +14,9 @@ struct CheckpointIndex {
   std::optional<uint64_t> total_size;  ///< as the file says, which may be wrong
 };
 
+/// The name of a file in a directory: nothing that leads out of it.
+bool is_plain_name(const std::string& name);
+
 /// Throws `CorruptFile` for anything that is not an index, or that names a file outside the directory.
 CheckpointIndex parse_checkpoint_index(std::string_view text, const std::string& where);
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "io/json_util.h"
+#include "lcomp/core/error.h"
 #include "lcomp/core/weight_error.h"
 #include "lcomp/sparse/sparsity.h"
 
@@ -21,18 +22,26 @@ using Rows = std::vector<const OperatorRow*>;
 /// Sums in float64, whose order may differ between processors.
 constexpr double kTolerance = 1e-9;
 
-/// The N:M pattern that each pass of the job leaves in all operators it works on.
+/// The N:M pattern that a pass leaves in all operators it works on. Recovered weights are beside the pattern,
+/// and an override may set another one.
+std::optional<sparse::NofM> pattern_of(const io::JsonView& pass) {
+  const auto pattern = pass.find("pattern");
+  if (!pattern || pass.find("recover_as")) return std::nullopt;
+  const auto overrides = pass.find("overrides");
+  if (overrides && overrides->value().dump().find("\"pattern\"") != std::string::npos) return std::nullopt;
+  try {
+    return sparse::Sparsity{.pattern = pattern->text()}.n_of_m(pattern->place());
+  } catch (const InvalidArgument& error) {
+    throw CorruptFile(error);
+  }
+}
+
+/// By pass of the job.
 std::vector<std::optional<sparse::NofM>> patterns_of(const std::string& job_json) {
   const io::Json job = io::parse_json(job_json, "report.json: /job");
   std::vector<std::optional<sparse::NofM>> patterns;
-  if (!job.contains("passes")) return patterns;
-  for (const io::Json& pass : job["passes"]) {
-    auto& pattern = patterns.emplace_back();
-    // Recovered weights are beside the pattern; an override may set another one.
-    if (!pass.contains("pattern") || pass.contains("recover_as")) continue;
-    if (pass.contains("overrides") && pass["overrides"].dump().find("\"pattern\"") != std::string::npos)
-      continue;
-    pattern = sparse::Sparsity{.pattern = pass["pattern"].get<std::string>()}.n_of_m();
+  if (const auto passes = io::JsonView(job, "report.json: /job").find("passes")) {
+    for (const io::JsonView& pass : passes->elements()) patterns.push_back(pattern_of(pass));
   }
   return patterns;
 }

@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "io/checkpoint_index.h"
 #include "io/json_util.h"
 #include "lcomp/core/dtype.h"
 #include "lcomp/core/error.h"
@@ -19,6 +20,28 @@ std::map<std::string, std::string> read_map(const io::OrderedJsonView& json) {
   std::map<std::string, std::string> out;
   for (const auto& [name, value] : json.members()) out[name] = value.text();
   return out;
+}
+
+/// The name of a file below the output, with the folders in front of it.
+std::string read_file_name(const io::OrderedJsonView& json) {
+  const std::filesystem::path path(json.text());
+  if (path.empty() || !std::all_of(path.begin(), path.end(),
+                                   [](const auto& part) { return io::is_plain_name(part.string()); }))
+    json.fail(fmt::format("must be the name of a file in the output; it is {}", io::quote_name(json.text())));
+  return path.string();
+}
+
+/// The first file or folder below `directory` that is not `known`; names are relative to the output.
+std::string unknown_file(const std::filesystem::path& directory, const std::string& prefix,
+                         const std::set<std::string>& known) {
+  for (const std::filesystem::path& path : io::list_directory(directory)) {
+    const std::string name = prefix + path.filename().string();
+    if (!known.contains(name)) return name;
+    if (!std::filesystem::is_directory(path)) continue;
+    const std::string inner = unknown_file(path, name + "/", known);
+    if (!inner.empty()) return inner;
+  }
+  return "";
 }
 
 using model::QuantizationConfig;
@@ -126,8 +149,8 @@ OutputRecord OutputRecord::from_json(const std::string& text, const std::string&
   out.source = root.at("source").text();
   out.job_json = root.at("job").value().dump();
   for (const io::OrderedJsonView& file : root.at("files").elements()) {
-    out.files.push_back(
-        {file.at("name").text(), static_cast<uint64_t>(file.at("bytes").integer(0)), file.at("hash").text()});
+    out.files.push_back({read_file_name(file.at("name")), static_cast<uint64_t>(file.at("bytes").integer(0)),
+                         file.at("hash").text()});
   }
   out.described = read_map(root.at("operators"));
   out.decoded = read_map(root.at("decoded"));
@@ -146,7 +169,8 @@ std::string compare_files(const std::filesystem::path& directory, const OutputRe
                           Observer& observer, Verification& result) {
   std::set<std::string> known{OutputRecord::kFileName};
   for (const io::FileRecord& file : record.files) {
-    known.insert(std::filesystem::path(file.name).begin()->string());  // the file, or the folder it is in
+    for (std::filesystem::path path = file.name; !path.empty(); path = path.parent_path())
+      known.insert(path.string());  // the file, and the folders it is in
     if (!std::filesystem::exists(directory / file.name))
       return fmt::format("the file '{}' is missing", file.name);
     if (io::record_of(directory, file.name) != file)
@@ -155,11 +179,8 @@ std::string compare_files(const std::filesystem::path& directory, const OutputRe
     observer.progress(
         {"verify", result.files_hashed, static_cast<int64_t>(record.files.size()) + 1, file.name});
   }
-  for (const std::filesystem::path& file : io::list_directory(directory)) {
-    if (!known.contains(file.filename().string()))
-      return fmt::format("the file '{}' is not in the record", file.filename().string());
-  }
-  return "";
+  const std::string unknown = unknown_file(directory, "", known);
+  return unknown.empty() ? "" : fmt::format("the file '{}' is not in the record", unknown);
 }
 
 namespace {

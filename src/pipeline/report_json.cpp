@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <type_traits>
 
+#include "io/json_util.h"
 #include "lcomp/core/error.h"
 #include "lcomp/pipeline/report_data.h"
 
@@ -366,14 +367,6 @@ class Reader {
   std::string pointer_;
 };
 
-Json parse(std::string_view text) {
-  try {
-    return Json::parse(text);
-  } catch (const Json::exception& error) {
-    throw CorruptFile("report.json", fmt::format("the text must be JSON; {}", error.what()));
-  }
-}
-
 void check_format(const Json& document) {
   const auto format = document.is_object() ? document.value("format", Json()) : Json();
   const auto version = document.is_object() ? document.value("format_version", Json()) : Json();
@@ -395,7 +388,7 @@ std::string to_json(const RunReport& report) {
 }
 
 RunReport from_json(std::string_view text) {
-  const Json document = parse(text);
+  const Json document = io::parse_ordered_json(text, "report.json");
   check_format(document);
   RunReport report;
   Reader reader(document, "");

@@ -5,6 +5,7 @@
 
 #include "io/safetensors_header.h"
 #include "lcomp/core/error.h"
+#include "mutator.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace lcomp::io;
@@ -21,4 +22,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } catch (const lcomp::CorruptFile&) {
   }
   return 0;
+}
+
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t most, unsigned seed) {
+  return lcomp::fuzz::mutate_and_repair(data, size, most, seed, lcomp::fuzz::repair_safetensors);
 }

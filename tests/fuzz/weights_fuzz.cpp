@@ -20,6 +20,7 @@
 #include "lcomp/io/safetensors.h"
 #include "lcomp/model/model.h"
 #include "lcomp/quant/quantized_weight.h"
+#include "mutator.h"
 
 namespace {
 
@@ -87,4 +88,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
   }
   return 0;
+}
+
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t most, unsigned seed) {
+  return lcomp::fuzz::mutate_and_repair(data, size, most, seed, lcomp::fuzz::repair_safetensors);
 }

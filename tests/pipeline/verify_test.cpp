@@ -179,6 +179,35 @@ TEST_CASE("a missing, an empty and an unknown file are found", "[pipeline][verif
   REQUIRE(verdict(dir / "out") == "the file 'folder' is not in the record");
 }
 
+TEST_CASE("a file beside a companion in its folder is found", "[pipeline][verify]") {
+  const test::TempDir dir;
+  test::run(test::rtn_job(dir / "out"));
+  fs::create_directory(dir / "out" / "1_Pooling");
+  const io::FileRecord file = io::write_file_atomic(dir / "out" / "1_Pooling" / "config.json", "{}");
+  edit_record(dir / "out", [&](OutputRecord& record) {
+    record.files.push_back({"1_Pooling/config.json", file.bytes, file.hash});
+  });
+  REQUIRE(verdict(dir / "out").empty());
+  test::write_text(dir / "out" / "1_Pooling" / "more.json", "{}");
+  REQUIRE(verdict(dir / "out") == "the file '1_Pooling/more.json' is not in the record");
+}
+
+TEST_CASE("a record that names files elsewhere is refused", "[pipeline][verify]") {
+  const test::TempDir dir;
+  test::run(test::rtn_job(dir / "out"));
+  for (const std::string& name :
+       {std::string("/etc/hostname"), std::string("../model/config.json"), std::string("a/../../b"),
+        std::string(), std::string("a/"), std::string("./a"), std::string("config.json\0", 12)}) {
+    CAPTURE(name);
+    const fs::path file = dir / "out" / OutputRecord::kFileName;
+    OutputRecord record = OutputRecord::from_json(io::read_file(file), "record");
+    record.files[0].name = name;
+    REQUIRE_THAT(
+        test::error_text([&] { OutputRecord::from_json(record.to_json(), "record"); }),
+        Catch::StartsWith("[record: /files/0/name] must be the name of a file in the output; it is "));
+  }
+}
+
 TEST_CASE("a directory without a record cannot be verified", "[pipeline][verify]") {
   const test::TempDir dir;
   Observer silent;
@@ -375,6 +404,16 @@ TEST_CASE("what the report says of an operator must be what is stored", "[pipeli
   SECTION("bytes") {
     set("bytes_after", 19601);
     REQUIRE(verdict(dir / "out") == q + "19601 bytes; it has 19600");
+  }
+  SECTION("a job of other types") {
+    edit_json(dir / "out", "report.json", [](Json& report) { report["job"]["passes"][0]["pattern"] = 3; });
+    REQUIRE(verdict(dir / "out") == "[report.json: /job: /passes/0/pattern] must be a string; it is 3");
+    edit_json(dir / "out", "report.json",
+              [](Json& report) { report["job"]["passes"][0]["pattern"] = "4:2"; });
+    REQUIRE_THAT(verdict(dir / "out"),
+                 Catch::StartsWith("[report.json: /job: /passes/0/pattern] pattern must be "));
+    edit_json(dir / "out", "report.json", [](Json& report) { report["job"]["passes"] = "all"; });
+    REQUIRE_THAT(verdict(dir / "out"), Catch::StartsWith("[report.json: /job: /passes] must be an array"));
   }
   SECTION("an error in its ninth digit") {
     const double error =

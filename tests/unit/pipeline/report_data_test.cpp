@@ -195,9 +195,9 @@ TEST_CASE("a report that cannot be read says where and why", "[pipeline][report]
        "[report.json] '/format' and '/format_version' must be 'lcomp-report' and 1; they are null and null"}};
   for (const Case& c : cases) REQUIRE_THROWS_WITH(from_json(c.text), c.message);
   REQUIRE_THROWS_WITH(from_json("{\"format\""),
-                      Catch::Matchers::StartsWith("[report.json] the text must be JSON; "));
+                      Catch::Matchers::StartsWith("[report.json: line 1, column 10] must be valid JSON"));
   REQUIRE_THROWS_WITH(from_json("{\"format\": 1e999}"),
-                      Catch::Matchers::StartsWith("[report.json] the text must be JSON; "));
+                      Catch::Matchers::StartsWith("[report.json: line 1, column 17] "));
   REQUIRE_THROWS_AS(from_json(""), CorruptFile);
 }
 
