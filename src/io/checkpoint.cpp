@@ -128,6 +128,12 @@ class FileCheckpoint final : public Checkpoint {
   std::vector<std::string> warnings_;
 };
 
+/// Also a link that leads nowhere: opening it says so.
+bool has_entry(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
 /// A directory without safetensors: say what is there instead.
 [[noreturn]] void refuse_directory(const fs::path& dir) {
   std::string pickle;
@@ -186,8 +192,8 @@ uint64_t Checkpoint::total_bytes() const {
 CheckpointPtr open_checkpoint(const fs::path& path) {
   if (!is_there(path)) throw CorruptFile(path.string(), "the model directory must exist; there is none");
   if (!fs::is_directory(path)) return std::make_shared<FileCheckpoint>(path);
-  const bool has_index = is_there(path / kIndexFile);
-  if (is_there(path / kSingleFile)) {
+  const bool has_index = has_entry(path / kIndexFile);
+  if (has_entry(path / kSingleFile)) {
     auto checkpoint = std::make_shared<FileCheckpoint>(path / kSingleFile);
     if (has_index)
       checkpoint->warn(fmt::format("[{}] there is also {}, which is ignored", path.string(), kIndexFile));

@@ -1,5 +1,6 @@
 // Bad input: the right kind of error, which names file, tensor or field, and nothing half-written.
 #include <ATen/ATen.h>
+#include <sys/stat.h>
 
 #include "lcomp/core/error.h"
 #include "lcomp/io/safetensors.h"
@@ -188,6 +189,50 @@ TEST_CASE("a number of layers beyond any model is refused before memory is taken
   REQUIRE(failure.text == "[" + (input.model / "config.json").string() +
                               ": /num_hidden_layers] must be at most 2^16 = 65536; it is 2147483648");
   REQUIRE(input.made_nothing());
+}
+
+TEST_CASE("an absurd vocabulary is refused before memory is taken for it", "[pipeline][bad]") {
+  const auto failure_with = [](int64_t size) {
+    const Damaged input([&](const fs::path& model) {
+      edit_config(model, [&](Json& config) { config["vocab_size"] = size; });
+    });
+    const auto failure = failure_of(input.job);
+    REQUIRE(failure.kind == ErrorKind::kCorruptFile);
+    REQUIRE(input.made_nothing());
+    return failure.text;
+  };
+  REQUIRE_THAT(
+      failure_with((int64_t{1} << 31) + 1),
+      Catch::EndsWith("config.json: /vocab_size] must be an integer from 1 to 2^31; it is 2147483649"));
+  REQUIRE_THAT(failure_with(int64_t{1} << 31),
+               Catch::EndsWith("model.safetensors] the tensor 'model.embed_tokens.weight' must be "
+                               "[2147483648, 192]; it is [2048, 192]"));
+}
+
+TEST_CASE("weights that are no file are refused; those behind a link are read", "[pipeline][bad]") {
+  const auto put = [](const std::function<void(const fs::path& weights)>& replace) {
+    return Damaged([&](const fs::path& model) {
+      fs::rename(model / "model.safetensors", model.parent_path() / "weights");
+      replace(model / "model.safetensors");
+    });
+  };
+  const auto refused = [](const Damaged& input) {
+    const auto failure = failure_of(input.job);
+    REQUIRE(failure.kind == ErrorKind::kCorruptFile);
+    REQUIRE(input.made_nothing());
+    REQUIRE_THAT(failure.text, Catch::StartsWith("[" + input.model.string()));
+    return failure.text;
+  };
+  REQUIRE_THAT(refused(put([](const fs::path& file) { fs::create_symlink(file, file); })),
+               Catch::EndsWith("Too many levels of symbolic links"));
+  REQUIRE_THAT(refused(put([](const fs::path& file) { fs::create_symlink("nowhere", file); })),
+               Catch::EndsWith("the file must be opened; No such file or directory"));
+  REQUIRE_THAT(refused(put([](const fs::path& file) { fs::create_directory(file); })),
+               Catch::Contains("must be a regular file"));
+  REQUIRE_THAT(refused(put([](const fs::path& file) { REQUIRE(::mkfifo(file.c_str(), 0600) == 0); })),
+               Catch::Contains("must be a regular file"));
+  const Damaged linked = put([](const fs::path& file) { fs::create_symlink("../weights", file); });
+  REQUIRE(test::run(linked.job).verification->passed);
 }
 
 TEST_CASE("an unknown family is named together with the known ones", "[pipeline][bad]") {
