@@ -68,11 +68,10 @@ class ReportedOperator {
   ReportedOperator(const Rows& rows, WeightPtr weight)
       : rows_(rows), weight_(std::move(weight)), matrix_(weight_->dense()) {}
 
-  /// Of what a job writes dense, the report says what it was before.
   std::string compare_storage() const {
     const OperatorRow& last = *rows_.back();
-    if (as_dense() != nullptr) return "";
-    if (weight_->describe() != last.scheme)
+    // Of what a job writes dense, the report says what it was before.
+    if (as_dense() == nullptr && weight_->describe() != last.scheme)
       return fmt::format("{}; it is {}", last.scheme, weight_->describe());
     if (weight_->bytes() == last.bytes_after) return "";
     return fmt::format("{} bytes; it has {}", last.bytes_after, weight_->bytes());
@@ -82,9 +81,8 @@ class ReportedOperator {
     if (rows_.back()->scheme.find(" + ") != std::string::npos) return "";
     for (const OperatorRow* row : rows_) {
       if (row->out_features != matrix_.size(0) || row->in_features != matrix_.size(1)) continue;
-      const int64_t kept = matrix_.count_nonzero().item<int64_t>();
-      if (is_plainly_sparse(*row) && row->parameters && kept > *row->parameters)
-        return fmt::format("at most {} elements that are not 0; it has {}", *row->parameters, kept);
+      std::string difference = compare_count(*row);
+      if (!difference.empty()) return difference;
       const auto pass = static_cast<size_t>(row->pass);
       if (pass < patterns.size() && patterns[pass] && !keeps(matrix_, *patterns[pass]))
         return fmt::format("the pattern {}:{}; it has not", patterns[pass]->kept, patterns[pass]->of);
@@ -108,6 +106,17 @@ class ReportedOperator {
   }
 
  private:
+  /// Later passes may add zeros; of what is written dense only the share is known.
+  std::string compare_count(const OperatorRow& row) const {
+    if (!is_plainly_sparse(row)) return "";
+    const int64_t kept = matrix_.count_nonzero().item<int64_t>();
+    if (row.parameters && kept > *row.parameters)
+      return fmt::format("at most {} elements that are not 0; it has {}", *row.parameters, kept);
+    const auto all = static_cast<double>(matrix_.numel());
+    const std::string zeros = fmt::format("{:.1f} % zeros", 100 * (all - static_cast<double>(kept)) / all);
+    if (row.parameters || row.scheme.starts_with(zeros)) return "";
+    return fmt::format("{}; it has {}", row.scheme, zeros);
+  }
   const DenseWeight* as_dense() const { return dynamic_cast<const DenseWeight*>(weight_.get()); }
 
   const Rows& rows_;
