@@ -202,7 +202,7 @@ extern "C" [[gnu::no_sanitize("address", "undefined")]] void __sanitizer_cov_tra
 namespace {
 
 std::string mutated(std::string text) {
-  std::vector<uint8_t> buffer(std::min(text.size() + 4096, kMostBytes));
+  std::vector<uint8_t> buffer(std::max(text.size(), std::min(text.size() + 4096, kMostBytes)));
   std::memcpy(buffer.data(), text.data(), text.size());
   const size_t size = LLVMFuzzerCustomMutator != nullptr
                           ? LLVMFuzzerCustomMutator(buffer.data(), text.size(), buffer.size(),
