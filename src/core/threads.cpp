@@ -89,12 +89,14 @@ void take_blas_buffers(int threads) {
   const int wanted = std::min(threads, kMostBuffers);
   if (wanted <= taken || blas_memory_alloc == nullptr || blas_memory_free == nullptr) return;
   const size_t bytes = static_cast<size_t>(wanted - taken) * kBufferBytes;
-  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // Writable, as OpenBLAS asks for it: only such mappings count where the limit is that of data.
+  void* room =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (room == MAP_FAILED) {
     throw ResourceError(
         "ThreadPool",
         fmt::format("the address space must have room for the {} MB that OpenBLAS works in with "
-                    "{} threads; it has not (ulimit -v). Fewer threads need less",
+                    "{} threads; it has not (ulimit -v, -d). Fewer threads need less",
                     bytes / 1'000'000, threads));
   }
   munmap(room, bytes);

@@ -59,14 +59,22 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 void require_finite(const at::Tensor& values, const std::string& name, const std::string& file,
                     int64_t first_row = 0) {
   if (!values.is_floating_point()) return;
-  const at::Tensor bad = at::isfinite(values).logical_not_();
-  if (!bad.any().item<bool>()) return;
-  const at::Tensor where = at::nonzero(bad)[0].contiguous();
-  std::vector<int64_t> index(where.data_ptr<int64_t>(), where.data_ptr<int64_t>() + where.numel());
-  if (!index.empty()) index[0] += first_row;
-  throw CorruptFile(
-      file, fmt::format("the tensor '{}' must hold finite values; the one at {} is NaN or infinite", name,
-                        shape_text(index)));
+  constexpr int64_t kPiece = 1 << 18;  // what is made of a piece on the way takes a few times its memory
+  const at::Tensor flat = values.reshape({-1});
+  for (int64_t begin = 0; begin < flat.numel(); begin += kPiece) {
+    const at::Tensor bad = at::isfinite(flat.slice(0, begin, begin + kPiece)).logical_not_();
+    if (!bad.any().item<bool>()) continue;
+    int64_t number = begin + at::nonzero(bad)[0].item<int64_t>();
+    std::vector<int64_t> index(static_cast<size_t>(values.dim()));
+    for (size_t d = index.size(); d-- > 0;) {
+      index[d] = number % values.sizes()[d];
+      number /= values.sizes()[d];
+    }
+    if (!index.empty()) index[0] += first_row;
+    throw CorruptFile(
+        file, fmt::format("the tensor '{}' must hold finite values; the one at {} is NaN or infinite", name,
+                          shape_text(index)));
+  }
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "lcomp/pipeline/survey.h"
 #include "pipeline/block_record.h"
 #include "pipeline/embedding.h"
+#include "pipeline/method_cost.h"
 #include "pipeline/options_json.h"
 #include "pipeline/pass_order.h"
 
@@ -22,8 +23,9 @@ using calib::ActivationCache;
 /// Tokens whose inputs are gathered before they enter a statistic: enough for the products to run at full
 /// speed.
 constexpr int64_t kBatchTokens = 2048;
-/// Resident memory of the process with its libraries and a tokenizer of 50,000 entries, measured.
-constexpr uint64_t kProgramBytes = 200'000'000;
+/// Resident memory of the process with its libraries, and of the tokenizer for each entry, measured.
+constexpr double kProgramBytes = 184e6;
+constexpr double kEntryBytes = 400;
 /// Windows that a job without `max_windows` is planned for, before its text is read.
 constexpr int64_t kAssumedWindows = 160;
 
@@ -406,7 +408,9 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   const model::Architecture& a = model.architecture();
   const Sizes s = measure(a);
   MemoryPlan m;
-  m.program = kProgramBytes;
+  // Buffers of the smaller operators stay with the process when freed, between others that are in use.
+  m.program = to_bytes(kProgramBytes + kEntryBytes * static_cast<double>(a.vocab_size) +
+                       std::min(64.0 * s.largest_operator, 16e6));
   const double stored = static_cast<double>(c10::elementSize(model.dtype()));
   const double packed = plan.compute == linalg::Precision::kBf16 ? 2.0 : 4.0;
   m.block = to_bytes(s.block_parameters * (stored + packed + 1.0));
@@ -425,7 +429,13 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
       m.statistics = to_bytes(s.largest_moment * 24.0);
       m.block += to_bytes(s.block_parameters * packed);
     }
-    m.solver = to_bytes(s.largest_moment * 16.0 + s.largest_operator * 28.0);
+    double moment_bytes = 16, weight_bytes = 28;
+    for (const PassSpec& pass : job.passes) {
+      const MethodCost cost = cost_of(pass.method);
+      moment_bytes = std::max(moment_bytes, 16 + cost.moment_bytes);
+      weight_bytes = std::max(weight_bytes, 28 + cost.weight_bytes);
+    }
+    m.solver = to_bytes(s.largest_moment * moment_bytes + s.largest_operator * weight_bytes);
     const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
     double per_thread =
         length * (hidden + qkv + 128.0) * 4.0 + 128.0 * 2.0 * static_cast<double>(a.intermediate_size) * 4.0;
@@ -442,10 +452,13 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   }
   if (plan.deletes_units) {
     // Products of units with their eigenvectors, or copies for the least squares, in float64.
-    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 72.0 + s.largest_operator * 56.0));
+    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 24.0 + s.largest_operator * 48.0));
   }
   if (plan.needs_gradients) {
-    m.gradients = m.block + calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, {});
+    calib::GradientOptions options;
+    options.head_tokens = std::min(options.head_tokens, job.calibration.samples * job.calibration.length);
+    m.gradients =
+        m.block + calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, options);
     m.gradients += to_bytes(std::max(0.0, plan.gradient_matrices - 1) * s.block_parameters * 4.0);
     if (job.calibration.cache == CachePlace::kMemory)
       m.gradients += calib::GradientSweep::cache_bytes(a, sample_lengths(job));
@@ -523,14 +536,26 @@ void check_budget(const Job& job, const Plan& plan) {
                   plan.memory.gradients / 1'000'000, job.max_memory / 1'000'000));
 }
 
+/// Of one long sample, or of short ones that enter a statistic together: threads then wait for each other.
+int64_t smallest_batch(const Job& job) {
+  return std::max(kBatchTokens, job.calibration.length);
+}
+
 /// Keeps the activations in memory when the job says so, or when it leaves the choice and the budget allows
-/// it.
+/// it; makes the batches smaller where that is not enough.
 void place_activations(const Job& job, const model::Model& model, Plan& plan) {
   plan.activations_on_disk = job.calibration.cache == CachePlace::kDisk;
   plan.memory = estimate_memory(job, model, plan);
-  if (job.calibration.cache == CachePlace::kAuto && job.max_memory > 0 && plan.needs_samples &&
-      plan.memory.peak() > static_cast<uint64_t>(job.max_memory)) {
+  const auto is_over = [&] {
+    return job.max_memory > 0 && plan.needs_samples &&
+           plan.memory.peak() > static_cast<uint64_t>(job.max_memory);
+  };
+  if (job.calibration.cache == CachePlace::kAuto && is_over()) {
     plan.activations_on_disk = true;
+    plan.memory = estimate_memory(job, model, plan);
+  }
+  if (is_over()) {
+    plan.batch_tokens = smallest_batch(job);
     plan.memory = estimate_memory(job, model, plan);
   }
   check_budget(job, plan);
@@ -553,7 +578,53 @@ uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& pl
   return bytes + 10'000'000;
 }
 
+WorkPlan count_work(const Job& job, const model::Model& model, const Plan& plan) {
+  const model::Architecture& a = model.architecture();
+  WorkPlan work;
+  const std::vector<int64_t> lengths = sample_lengths(job);
+  if (plan.needs_gradients) work.gradients = calib::GradientSweep::planned_flops(a, lengths);
+  const double streams = plan.compares_streams ? 2.0 : 1.0;
+  if (plan.needs_samples) {
+    double tokens = 0;
+    for (const int64_t length : lengths) {
+      tokens += static_cast<double>(length);
+      work.forward += a.linear_flops_per_token() * static_cast<double>(length) + a.attention_flops(length);
+    }
+    work.forward *= streams + (plan.observes_blocks ? 1.0 : 0.0);
+    work.statistics = tokens * measure(a).all_moments * static_cast<double>(a.layers) * (2.0 * streams - 1.0);
+  }
+  // The weights are read, laid out, decoded, hashed and written, whatever is made of them.
+  const double stored = static_cast<double>(plan.bytes_before + plan.bytes_after);
+  work.solver = 1500.0 * stored;
+  for (const PassSpec& pass : job.passes)
+    work.solver += solver_flops(cost_of(pass.method), a) * (plan.compares_streams ? 2.0 : 1.0);
+  if (job.evaluate) {
+    const int64_t windows = job.evaluate->max_windows > 0 ? job.evaluate->max_windows : kAssumedWindows;
+    const int64_t window = evaluation_window(job, model);
+    const double head = a.is_language_model() ? 2.0 * static_cast<double>(a.hidden_size * a.vocab_size) : 0.0;
+    const double of_window =
+        (a.linear_flops_per_token() + head) * static_cast<double>(window) + a.attention_flops(window);
+    work.evaluation = of_window * static_cast<double>(windows) * (job.evaluate->reference ? 2.0 : 1.0);
+  }
+  return work;
+}
+
 }  // namespace
+
+double estimate_seconds(const Plan& plan) {
+  // Of the speed of large products, the share that each phase reaches, measured.
+  constexpr double kForward = 0.55, kStatistics = 0.4, kGradients = 0.3;
+  const WorkPlan& work = plan.work;
+  const bool bf16 =
+      plan.compute == linalg::Precision::kBf16 || plan.evaluation_compute == linalg::Precision::kBf16;
+  const double f32 = 1e9 * linalg::measure_gemm_peak(linalg::Precision::kF32);
+  const double fast = bf16 ? 1e9 * linalg::measure_gemm_peak(linalg::Precision::kBf16) : f32;
+  const auto speed = [&](linalg::Precision p) { return p == linalg::Precision::kBf16 ? fast : f32; };
+  const double seconds = work.forward / (kForward * speed(plan.compute)) +
+                         work.statistics / (kStatistics * f32) + work.gradients / (kGradients * f32) +
+                         work.solver / f32 + work.evaluation / (kForward * speed(plan.evaluation_compute));
+  return 0.2 + seconds / plan.threads;
+}
 
 uint64_t MemoryPlan::peak() const {
   const uint64_t compression = block + activations + statistics + solver + scratch;
@@ -596,22 +667,14 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   plan.compute = resolve_compute(job.compute);
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
   plan.threads = thread_count(static_cast<int>(job.threads));
-  plan.batch_tokens = std::max(kBatchTokens, static_cast<int64_t>(plan.threads) * job.calibration.length);
+  plan.batch_tokens =
+      std::max(smallest_batch(job), static_cast<int64_t>(plan.threads) * job.calibration.length);
   plan.bytes_before = model.stored_bytes();
   plan.bytes_after = plan.bytes_before;
   for (const OperatorPlan& op : plan.operators) {
     plan.bytes_after += static_cast<uint64_t>(op.bytes_after) - static_cast<uint64_t>(op.bytes_before);
   }
   if (job.embedding) plan_embedding(job, model, plan);
-  if (plan.needs_gradients) {
-    plan.gradient_flops = calib::GradientSweep::planned_flops(model.architecture(), sample_lengths(job));
-  }
-  if (plan.needs_samples) {
-    for (const int64_t length : sample_lengths(job)) {
-      plan.forward_flops += model.architecture().linear_flops_per_token() * static_cast<double>(length) +
-                            model.architecture().attention_flops(length);
-    }
-  }
   plan.warnings = model.warnings();
   warn_of_growth(model, plan);
   check_encoder(job, model, plan);
@@ -619,6 +682,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   if (job.evaluate) warn_of_length("evaluate.window", evaluation_window(job, model), model, plan);
   place_activations(job, model, plan);
   plan.disk_bytes = estimate_disk(job, model, plan);
+  plan.work = count_work(job, model, plan);
   return plan;
 }
 

@@ -162,6 +162,7 @@ void visit(V& v, Is<Timings> auto& f) {
   v("cpu_user_seconds", f.cpu_user_seconds);
   v("cpu_system_seconds", f.cpu_system_seconds);
   v("peak_rss_bytes", f.peak_rss_bytes);
+  v("planned_peak_bytes", f.planned_peak_bytes);
   v("phases", f.phases);
 }
 

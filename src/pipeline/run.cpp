@@ -378,6 +378,7 @@ void Run::write_report(RunStatus status, const std::string& message) {
   report_.status = status;
   report_.message = message;
   report_.timings = clock_.timings();
+  report_.timings.planned_peak_bytes = static_cast<int64_t>(plan_.memory.peak());
   if (!work_) return;
   if (write_reports_) {
     write_reports_(work_->path(), report_);

@@ -129,7 +129,9 @@ std::string cost_tiles(const RunReport& r) {
                          fmt::format("wall {} s\nuser {} s\nkernel {} s", number(t.wall_seconds, 6),
                                      number(t.cpu_user_seconds, 6), number(t.cpu_system_seconds, 6)));
   out += tile("Peak memory", "", t.peak_rss_bytes > 0 ? bytes(t.peak_rss_bytes) : std::string(kAbsent),
-              "resident set of the process", exact(t.peak_rss_bytes) + " bytes");
+              bytes(t.planned_peak_bytes) + " planned",
+              fmt::format("resident set of the process: {} bytes\nplanned: {} bytes", exact(t.peak_rss_bytes),
+                          exact(t.planned_peak_bytes)));
   return out;
 }
 

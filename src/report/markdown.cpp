@@ -142,9 +142,11 @@ std::string rounded_inputs(const RunReport& r) {
 
 std::string times(const RunReport& r) {
   const auto& t = r.timings;
-  std::string out = fmt::format("{} wall, {} of processor time ({} of it in the kernel), peak memory {}.\n\n",
-                                duration(t.wall_seconds), duration(t.cpu_user_seconds + t.cpu_system_seconds),
-                                duration(t.cpu_system_seconds), bytes(t.peak_rss_bytes));
+  std::string out = fmt::format(
+      "{} wall, {} of processor time ({} of it in the kernel), peak memory {} "
+      "({} planned).\n\n",
+      duration(t.wall_seconds), duration(t.cpu_user_seconds + t.cpu_system_seconds),
+      duration(t.cpu_system_seconds), bytes(t.peak_rss_bytes), bytes(t.planned_peak_bytes));
   if (!t.phases.empty()) {
     Table table({"phase", "wall", "processor", "share of wall"});
     for (const auto& phase : t.phases)

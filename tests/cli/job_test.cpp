@@ -148,6 +148,9 @@ TEST_CASE("plan lists every operator with its settings and makes nothing", "[cli
   CHECK(plan.at("operators")[0].at("settings")[0].at("bits") == 3);
   CHECK(plan.at("bytes_after") < plan.at("bytes_before"));
   CHECK(plan.at("memory").at("peak") > 0);
+  CHECK(plan.at("seconds") > 0);
+  CHECK_THAT(text.out, Catch::Contains("time          about ") && Catch::Contains("memory        ") &&
+                           Catch::Contains("disk          "));
   CHECK(fs::is_empty(dir.path()));
 }
 
@@ -276,7 +279,9 @@ TEST_CASE("threads whose buffers find no room end a run with the code of the sys
   const lcomp::test::TempDir dir;
   std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", dir / "out");
   arguments.insert(arguments.end(), {"--threads", "128"});
-  const ProcessResult run = run_lcomp_within("ulimit -v 12000000", arguments);
+  // Of address space, and of data.
+  const std::string limit = GENERATE("ulimit -v 12000000", "ulimit -d 12000000");
+  const ProcessResult run = run_lcomp_within(limit, arguments);
   INFO(run.err);
   CHECK(run.exit_code == 5);
   CHECK_THAT(run.err, Catch::Contains("[ThreadPool] the address space must have room for the ") &&
@@ -297,6 +302,43 @@ TEST_CASE("a run that is short of address space ends with the code of the system
     if (run.exit_code == 5) CHECK_THAT(run.err, !Catch::Contains("bug in lcomp"));
     fs::remove_all(dir / "out");
   }
+}
+
+TEST_CASE("a run that is refused memory ends with one line, and goes on from there with more",
+          "[cli][run][slow]") {
+  const lcomp::test::TempDir dir;
+  const auto job = [&](const fs::path& output) {
+    std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", output);
+    // The last block alone needs much.
+    arguments.insert(
+        arguments.end(),
+        {"--threads", "1", "--set",
+         R"(/passes=[{"method": "rtn", "bits": 4, "group_size": 64, "targets": ["layers.[012].*"]},)"
+         R"( {"method": "svd_llm", "targets": ["layers.3.*"]}])"});
+    return arguments;
+  };
+  bool went_on = false;
+  int refusals = 0;
+  // From where OpenBLAS, whose buffer has 134 MB, can just be loaded.
+  for (int megabytes = 330;; megabytes += 4) {
+    REQUIRE(megabytes < 1000);
+    const ProcessResult run = run_lcomp_within(
+        fmt::format("export OPENBLAS_NUM_THREADS=1 && ulimit -t 120 && ulimit -d {}", megabytes * 1000),
+        job(dir / "out"));
+    INFO(megabytes << " MB: " << run.err);
+    went_on = went_on || run.err.find("continuing after 3 finished blocks of 4") != std::string::npos;
+    if (run.exit_code == 0) break;
+    ++refusals;
+    REQUIRE(run.exit_code == 5);
+    const std::string last = run.err.substr(run.err.find("lcomp: error: "));
+    CHECK(std::count(last.begin(), last.end(), '\n') == 1);
+    CHECK_FALSE(fs::exists(dir / "out"));
+  }
+  CHECK(refusals > 0);
+  CHECK(went_on);
+  REQUIRE(run_lcomp(job(dir / "undisturbed")).exit_code == 0);
+  CHECK(contents(dir / "out").at("model.safetensors") ==
+        contents(dir / "undisturbed").at("model.safetensors"));
 }
 
 TEST_CASE("a tensor that no memory holds is no bug", "[cli][bench]") {

@@ -15,7 +15,9 @@ struct ChildRun {
 };
 
 /// Runs `job` in a child process, which kills itself with SIGKILL at its sign of life number `kill_at` (as
-/// `Watcher` counts them); never when that is negative.
-ChildRun run_in_child(const Json& job, int kill_at = -1);
+/// `Watcher` counts them); never when that is negative. With `most_bytes` above 0 the system refuses it
+/// memory beyond so much: what it has mapped before the run without touching it (the libraries' buffers) does
+/// not count.
+ChildRun run_in_child(const Json& job, int kill_at = -1, int64_t most_bytes = 0);
 
 }  // namespace lcomp::test

@@ -181,7 +181,7 @@ TEST_CASE("without a use for gradients there is no sweep", "[pipeline][gradients
       pipeline::plan(test::parse(squeezellm_job(dir / "b", {{"weighting", "none"}})), methods);
   REQUIRE((with.needs_gradients && with.needs_calibration && !with.needs_samples));
   REQUIRE((!without.needs_gradients && !without.needs_calibration));
-  REQUIRE((with.gradient_flops > 0 && with.memory.gradients > 0 && with.disk_bytes > without.disk_bytes));
+  REQUIRE((with.work.gradients > 0 && with.memory.gradients > 0 && with.disk_bytes > without.disk_bytes));
 }
 
 TEST_CASE("blocks below the lowest that needs gradients are not swept back to", "[pipeline][gradients]") {

@@ -1,12 +1,8 @@
 // Peak memory is bounded: it does not grow with the depth of the model, and a budget is kept or refused.
-#include <ATen/ATen.h>
-
 #include "lcomp/core/error.h"
-#include "lcomp/core/rng.h"
-#include "lcomp/io/safetensors_writer.h"
-#include "lcomp/model/model.h"
 #include "lcomp/pipeline/planner.h"
 #include "pipeline/child_runs.h"
+#include "pipeline/llama_files.h"
 #include "support/error_text.h"
 
 namespace fs = std::filesystem;
@@ -15,46 +11,10 @@ using test::Json;
 
 namespace {
 
-constexpr int64_t kHidden = 256;
-constexpr int64_t kInner = 768;
-constexpr int64_t kVocabulary = 2048;  // that of the bundled tokenizer
-
-/// A llama of random float32 weights with `layers` blocks of 3.4 MB each, and the bundled tokenizer.
-fs::path write_llama(const fs::path& dir, int64_t layers) {
-  fs::create_directories(dir);
-  const Json config = {{"model_type", "llama"},          {"hidden_size", kHidden},
-                       {"intermediate_size", kInner},    {"num_hidden_layers", layers},
-                       {"num_attention_heads", 4},       {"vocab_size", kVocabulary},
-                       {"max_position_embeddings", 512}, {"tie_word_embeddings", true}};
-  test::write_text(dir / "config.json", config.dump());
-  fs::copy(test::bundled_model() / "tokenizer.json", dir / "tokenizer.json");
-  Rng rng(7, "llama");
-  const auto random = [&](at::IntArrayRef shape) {
-    at::Tensor out = at::empty(shape, at::kFloat);
-    float* values = out.data_ptr<float>();
-    for (int64_t i = 0; i < out.numel(); ++i) values[i] = static_cast<float>(rng.uniform() - 0.5) * 0.1F;
-    return out;
-  };
-  io::NamedTensors tensors{{"model.embed_tokens.weight", random({kVocabulary, kHidden})},
-                           {"model.norm.weight", at::ones({kHidden})}};
-  for (int64_t i = 0; i < layers; ++i) {
-    const std::string prefix = "model.layers." + std::to_string(i) + ".";
-    for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
-      tensors.emplace_back(prefix + "self_attn." + name + ".weight", random({kHidden, kHidden}));
-    tensors.emplace_back(prefix + "mlp.gate_proj.weight", random({kInner, kHidden}));
-    tensors.emplace_back(prefix + "mlp.up_proj.weight", random({kInner, kHidden}));
-    tensors.emplace_back(prefix + "mlp.down_proj.weight", random({kHidden, kInner}));
-    for (const char* name : {"input_layernorm", "post_attention_layernorm"})
-      tensors.emplace_back(prefix + name + ".weight", at::ones({kHidden}));
-  }
-  io::write_safetensors(dir / "model.safetensors", tensors);
-  return dir;
-}
-
 int64_t peak_with(const test::TempDir& dir, int64_t layers, const Json& pass) {
   const std::string name = std::to_string(layers);
   Json job = test::job_with(dir / ("out" + name), Json::array({pass}));
-  job["model"] = write_llama(dir / ("model" + name), layers).string();
+  job["model"] = test::write_llama(dir / ("model" + name), layers).string();
   job["evaluate"] = {
       {"text", test::evaluation_text().string()}, {"window", 64}, {"max_windows", 2}, {"reference", true}};
   const auto child = test::run_in_child(job);
@@ -90,7 +50,7 @@ TEST_CASE("the peak memory of 64 blocks is that of 8 blocks where matrices are f
 
 TEST_CASE("a run stays below a budget that is little above its estimate", "[pipeline][memory][slow]") {
   const test::TempDir dir;
-  const fs::path model = write_llama(dir / "model", 4);
+  const fs::path model = test::write_llama(dir / "model", 4);
   const std::string cache = GENERATE("memory", "disk");
   const Json pass = GENERATE(test::pass("gptq"), test::pass("gptq", {{"mismatch", "split"}}),
                              test::pass("awq"), Json{{"method", "squeezellm"}});
@@ -110,6 +70,63 @@ TEST_CASE("a run stays below a budget that is little above its estimate", "[pipe
   REQUIRE(child.peak_bytes <= budget);
 }
 
+TEST_CASE("a budget is kept where the system gives no more", "[pipeline][memory][slow]") {
+  const test::TempDir dir;
+  const int64_t layers = GENERATE(8, 64);
+  Json job = test::gptq_job(dir / "out");
+  job["model"] = test::write_llama(dir / "model", layers).string();
+  job["calibration"].update({{"samples", 48}, {"length", 256}});  // 50 MB of hidden states and widest inputs
+  const auto peak = [&](const char* cache) {
+    job["calibration"]["cache"] = cache;
+    return static_cast<int64_t>(pipeline::plan(test::parse(job), pipeline::builtin_methods()).memory.peak());
+  };
+  const int64_t in_memory = peak("memory");
+  const int64_t budget = peak("disk") / 50 * 51;
+  REQUIRE(budget + 30'000'000 < in_memory);
+  // The limit bites: the same job with everything in memory does not end under it, but says why.
+  if (layers == 8) {
+    peak("memory");
+    REQUIRE_FALSE(test::run_in_child(job, -1, budget).finished);
+  }
+  job["calibration"]["cache"] = "auto";
+  job["max_memory"] = budget;
+  const auto child = test::run_in_child(job, -1, budget);
+  INFO(layers << " blocks: " << child.peak_bytes / 1'000'000 << " of " << budget / 1'000'000 << " MB");
+  REQUIRE(child.finished);
+  REQUIRE(child.peak_bytes <= budget);
+}
+
+TEST_CASE("the peak is within 10 % of its estimate", "[pipeline][memory][slow]") {
+  const test::TempDir dir;
+  const std::string shape = GENERATE("bundled", "narrow", "SmolLM2");
+  fs::path model = test::bundled_model();
+  if (shape == "narrow") model = test::write_llama(dir / "model", 4);
+  if (shape == "SmolLM2") {
+    const auto tokenizer = test::shared_data("models/smollm2-135m-instruct/tokenizer.json");
+    if (!tokenizer) {
+      WARN("skipped: the tokenizer of SmolLM2 is not in LCOMP_TEST_DATA");
+      return;
+    }
+    model = test::write_llama(dir / "model", 3, {576, 1536, 9, 3, 49152, true}, *tokenizer);
+  }
+  const Json pass =
+      GENERATE(test::pass("gptq"), test::pass("awq"), Json{{"method", "sparsegpt"}},
+               Json{{"method", "svd_llm"}}, Json{{"method", "squeezellm"}}, Json{{"method", "fisher_mask"}});
+  Json job = test::job_with(dir / "out", Json::array({pass}));
+  job["model"] = model.string();
+  job["calibration"].update({{"samples", 16}, {"length", 256}});
+  job["evaluate"] = {
+      {"text", test::evaluation_text().string()}, {"window", 256}, {"max_windows", 4}, {"reference", true}};
+  const auto planned =
+      static_cast<double>(pipeline::plan(test::parse(job), pipeline::builtin_methods()).memory.peak());
+  const auto child = test::run_in_child(job);
+  REQUIRE(child.finished);
+  const auto measured = static_cast<double>(child.peak_bytes);
+  INFO(shape << ", " << pass << ": " << planned / 1e6 << " MB planned, " << measured / 1e6 << " MB measured");
+  CHECK(measured <= 1.02 * planned);
+  CHECK(planned <= 1.1 * measured);
+}
+
 TEST_CASE("a budget that cannot be kept is refused before anything is made", "[pipeline][memory]") {
   const test::TempDir dir;
   Json job = test::gptq_job(dir / "deep" / "out");
@@ -117,7 +134,7 @@ TEST_CASE("a budget that cannot be kept is refused before anything is made", "[p
   REQUIRE_THROWS_AS(test::run(job), ResourceError);
   const std::string text = test::error_text([&] { test::run(job); });
   REQUIRE_THAT(text, Catch::StartsWith("[job: /max_memory] the budget must cover the estimated peak of ") &&
-                         Catch::Contains("program 200") && Catch::Contains("; it is 1 MB."));
+                         Catch::Contains("program 19") && Catch::Contains("; it is 1 MB."));
   REQUIRE(io::list_directory(dir.path()).empty());
 }
 

@@ -29,7 +29,7 @@ struct OperatorPlan {
 
 /// Estimated peak of the resident memory, in bytes, by what it is for.
 struct MemoryPlan {
-  uint64_t program = 0;      ///< the process itself: libraries, tokenizer
+  uint64_t program = 0;      ///< the process itself: libraries, tokenizer, freed memory that it keeps
   uint64_t block = 0;        ///< weights of one block, stored and laid out for products
   uint64_t activations = 0;  ///< calibration samples kept in memory between blocks
   uint64_t statistics = 0;   ///< second moments held at once
@@ -41,6 +41,16 @@ struct MemoryPlan {
 
   /// The larger of the phases that follow each other.
   uint64_t peak() const;
+};
+
+/// Arithmetic of a job in floating-point operations, as if all of it were products of matrices: other work is
+/// counted by what a processor would do of those meanwhile.
+struct WorkPlan {
+  double forward = 0;     ///< samples through the blocks, with `Plan::compute`
+  double statistics = 0;  ///< second moments
+  double gradients = 0;   ///< a sweep forth and back
+  double solver = 0;      ///< of the methods, and reading, hashing and writing the weights
+  double evaluation = 0;  ///< with `Plan::evaluation_compute`
 };
 
 /// A job resolved against its model, from the headers of its files.
@@ -78,8 +88,7 @@ struct Plan {
   int64_t parameters_after = 0;  ///< of the matrices that are left: fewer where units are deleted
   uint64_t bytes_before = 0;     ///< of all tensors
   uint64_t bytes_after = 0;
-  double forward_flops = 0;   ///< of the calibration
-  double gradient_flops = 0;  ///< of the gradient sweep
+  WorkPlan work;
   std::vector<std::string> warnings;
 };
 
@@ -91,6 +100,11 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
 /// A warning where the samples have fewer tokens than an operator whose second moments are taken has inputs;
 /// empty else.
 std::string few_tokens(const Plan& plan, int64_t tokens);
+
+/// Estimated seconds of the run on this machine, whose speed of products it measures (half a second at most).
+/// Within a factor of 2 for methods with their default settings; other programs on the machine, and disks
+/// that are slower than the arithmetic, come on top.
+double estimate_seconds(const Plan& plan);
 
 /// Once the evaluation text is read: puts the memory for its real number of tokens into the plan. Throws
 /// ResourceError when `max_memory` cannot be kept.

@@ -210,9 +210,10 @@ struct PhaseRow {
 struct Timings {
   double wall_seconds = 0;
   double cpu_user_seconds = 0;
-  double cpu_system_seconds = 0;  ///< in the kernel: page faults, reading, writing
-  int64_t peak_rss_bytes = 0;     ///< highest resident set of the process
-  std::vector<PhaseRow> phases;   ///< disjoint, in order of first use
+  double cpu_system_seconds = 0;   ///< in the kernel: page faults, reading, writing
+  int64_t peak_rss_bytes = 0;      ///< highest resident set of the process
+  int64_t planned_peak_bytes = 0;  ///< what was estimated for it before the run
+  std::vector<PhaseRow> phases;    ///< disjoint, in order of first use
 
   bool operator==(const Timings&) const = default;
 };

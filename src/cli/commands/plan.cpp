@@ -39,7 +39,15 @@ std::string operator_table(const pipeline::Plan& plan) {
   return text;
 }
 
-std::string text_of(const pipeline::Plan& plan) {
+/// "about 40 s", "about 3.5 h".
+std::string about(double seconds) {
+  if (seconds < 120) return fmt::format("about {:.2g} s", seconds);
+  if (seconds < 7200) return fmt::format("about {:.0f} min", seconds / 60);
+  if (seconds < 48 * 3600) return fmt::format("about {:.0f} h", seconds / 3600);
+  return fmt::format("about {:.0f} days", seconds / 86400);
+}
+
+std::string text_of(const pipeline::Plan& plan, double seconds) {
   std::string text = operator_table(plan) + "\n";
   const auto row = [&text](std::string_view key, const std::string& value) {
     text += fmt::format("{:<14}{}\n", key, value);
@@ -51,14 +59,15 @@ std::string text_of(const pipeline::Plan& plan) {
                   8.0 * static_cast<double>(plan.bytes_after) / static_cast<double>(plan.parameters_after)));
   row("memory", fmt::format("{} at the peak (estimate)", format_bytes(as_signed(plan.memory.peak()))));
   row("disk", format_bytes(as_signed(plan.disk_bytes)));
+  row("time", about(seconds) + " on this machine (estimate)");
   row("threads", std::to_string(plan.threads));
   if (plan.needs_gradients) {
     row("gradients", fmt::format("{:.3g} TFLOP in f32, a sweep forth and back over the calibration samples",
-                                 plan.gradient_flops / 1e12));
+                                 plan.work.gradients / 1e12));
   }
   if (plan.needs_samples) {
     row("calibration",
-        fmt::format("{:.3g} TFLOP in {}, hidden states {}", plan.forward_flops / 1e12,
+        fmt::format("{:.3g} TFLOP in {}, hidden states {}", plan.work.forward / 1e12,
                     precision_name(plan.compute), plan.activations_on_disk ? "on disk" : "in memory"));
   }
   return text;
@@ -90,7 +99,7 @@ Json json_of(const pipeline::OperatorPlan& op) {
           {"bytes_after", op.bytes_after}};
 }
 
-Json json_of(const pipeline::Plan& plan) {
+Json json_of(const pipeline::Plan& plan, double seconds) {
   Json operators = Json::array();
   for (size_t i = 0; i < plan.operators.size(); ++i) {
     Json row = json_of(plan.operators[i]);
@@ -98,6 +107,7 @@ Json json_of(const pipeline::Plan& plan) {
     operators.push_back(std::move(row));
   }
   const pipeline::MemoryPlan& memory = plan.memory;
+  const pipeline::WorkPlan& work = plan.work;
   return {{"parameters", plan.parameters},
           {"parameters_after", plan.parameters_after},
           {"embedding", plan.embedding ? json_of(*plan.embedding) : Json(nullptr)},
@@ -119,8 +129,13 @@ Json json_of(const pipeline::Plan& plan) {
           {"compute", precision_name(plan.compute)},
           {"needs_calibration", plan.needs_calibration},
           {"activations_on_disk", plan.activations_on_disk},
-          {"forward_flops", plan.forward_flops},
-          {"gradient_flops", plan.gradient_flops},
+          {"seconds", seconds},
+          {"work",
+           {{"forward", work.forward},
+            {"statistics", work.statistics},
+            {"gradients", work.gradients},
+            {"solver", work.solver},
+            {"evaluation", work.evaluation}}},
           {"operators", std::move(operators)},
           {"warnings", plan.warnings}};
 }
@@ -137,7 +152,8 @@ Command plan_command() {
     const pipeline::MethodTable methods = pipeline::builtin_methods();
     const pipeline::Plan plan = pipeline::plan(arguments->load(methods, common), methods);
     for (const std::string& warning : plan.warnings) observer.warning(warning);
-    return Answer{text_of(plan), json_of(plan)};
+    const double seconds = pipeline::estimate_seconds(plan);
+    return Answer{text_of(plan, seconds), json_of(plan, seconds)};
   };
   return command;
 }

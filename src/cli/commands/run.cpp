@@ -33,10 +33,10 @@ std::string text_of(const pipeline::RunReport& report) {
   text += "\n";
   for (const pipeline::EvaluationRow& row : report.evaluation) text += evaluation_text(row);
   if (!report.evaluation.empty()) text += fmt::format("  {:<12}{}\n", "", report.evaluation.back().protocol);
-  text += fmt::format("  {:<12}{:.1f} s, {:.1f} s of processors, peak memory {}\n", "time",
-                      report.timings.wall_seconds,
-                      report.timings.cpu_user_seconds + report.timings.cpu_system_seconds,
-                      format_bytes(report.timings.peak_rss_bytes));
+  text += fmt::format(
+      "  {:<12}{:.1f} s, {:.1f} s of processors, peak memory {} ({} planned)\n", "time",
+      report.timings.wall_seconds, report.timings.cpu_user_seconds + report.timings.cpu_system_seconds,
+      format_bytes(report.timings.peak_rss_bytes), format_bytes(report.timings.planned_peak_bytes));
   return text + fmt::format("  {:<12}{}/report.html\n", "report", report.output);
 }
 
