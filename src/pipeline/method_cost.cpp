@@ -18,7 +18,7 @@ MethodCost cost_of(const std::string& method) {
       {"ria", {19'000, 1}},
       {"obd", {14'000, 0}},
       {"wrp", {23'000, 1}},
-      {"sparsegpt", {40'000, 8, 8, 28}},
+      {"sparsegpt", {40'000, 8, 8, 40}},
       {"fisher_mask", {12'000, 5}},
       {"llm_pruner", {12'000, 5}},
       {"svd", {24'000, 60}},

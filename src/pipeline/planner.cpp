@@ -410,7 +410,7 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   MemoryPlan m;
   // Buffers of the smaller operators stay with the process when freed, between others that are in use.
   m.program = to_bytes(kProgramBytes + kEntryBytes * static_cast<double>(a.vocab_size) +
-                       std::min(64.0 * s.largest_operator, 16e6));
+                       std::min(48.0 * s.largest_operator, 16e6));
   const double stored = static_cast<double>(c10::elementSize(model.dtype()));
   const double packed = plan.compute == linalg::Precision::kBf16 ? 2.0 : 4.0;
   m.block = to_bytes(s.block_parameters * (stored + packed + 1.0));
@@ -448,7 +448,7 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   m.statistics += plan.survey_bytes;
   if (plan.factors_matrices) {
     // Float64: the moment, its root or its inverse, what corrects targets; targets, their products, factors.
-    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 56.0 + s.largest_operator * 100.0));
+    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 48.0 + s.largest_operator * 90.0));
   }
   if (plan.deletes_units) {
     // Products of units with their eigenvectors, or copies for the least squares, in float64.
@@ -457,8 +457,8 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   if (plan.needs_gradients) {
     calib::GradientOptions options;
     options.head_tokens = std::min(options.head_tokens, job.calibration.samples * job.calibration.length);
-    m.gradients =
-        m.block + calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, options);
+    m.gradients = to_bytes(s.block_parameters * stored) +
+                  calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, options);
     m.gradients += to_bytes(std::max(0.0, plan.gradient_matrices - 1) * s.block_parameters * 4.0);
     if (job.calibration.cache == CachePlace::kMemory)
       m.gradients += calib::GradientSweep::cache_bytes(a, sample_lengths(job));

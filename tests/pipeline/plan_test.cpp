@@ -60,12 +60,13 @@ TEST_CASE("the plan of 70 billion weights adds up", "[pipeline][plan]") {
   const test::TempDir dir;
   const fs::path model = test::write_llama_headers(dir / "70b", k70BBlocks, k70B);
   const pipeline::Plan gptq = plan_70b(model, test::pass("gptq"));
-  // Codes of 4 bits and a scale of 2 bytes for 64 of them.
+  // Codes of 4 bits, a scale of 2 bytes for 64 of them, and the shape.
   constexpr int64_t kDown = int64_t{8192} * 28672;
-  CHECK(last_down(gptq).bytes_after == kDown / 2 + kDown / 64 * 2);
+  CHECK(last_down(gptq).bytes_after == kDown / 2 + kDown / 64 * 2 + 16);
   constexpr int64_t kBlock = int64_t{8192} * (2 * 8192 + 2 * 1024 + 3 * 28672);
   constexpr int64_t kRest = 70'553'706'496 - k70BBlocks * kBlock;
-  CHECK(gptq.bytes_after == static_cast<uint64_t>(k70BBlocks * (kBlock / 2 + kBlock / 32) + 2 * kRest));
+  CHECK(gptq.bytes_after ==
+        static_cast<uint64_t>(k70BBlocks * (kBlock / 2 + kBlock / 32 + 7 * 16) + 2 * kRest));
   // 262,144 tokens: 2 operations for each weight, and attention over half of each other token.
   CHECK(gptq.work.forward > 2.0 * 262'144 * k70BBlocks * kBlock);
   CHECK(gptq.work.forward < 2.2 * 262'144 * k70BBlocks * kBlock);
