@@ -319,7 +319,7 @@ TEST_CASE("a run that is refused memory ends with one line, and goes on from the
   bool went_on = false;
   int refusals = 0;
   // From where OpenBLAS, whose buffer has 134 MB, can just be loaded.
-  for (int megabytes = 330;; megabytes += 4) {
+  for (int megabytes = 330;; megabytes += 8) {
     REQUIRE(megabytes < 1000);
     const ProcessResult run = run_lcomp_within(
         fmt::format("export OPENBLAS_NUM_THREADS=1 && ulimit -t 120 && ulimit -d {}", megabytes * 1000),
