@@ -55,35 +55,40 @@ int64_t train_size(const MatrixShapes& shapes, int64_t rank) {
   return train_cost(shapes.rows, shapes.columns, ranks).parameters;
 }
 
-/// The largest rank of an approximation of at most `numbers`, and what rank 1 takes.
+/// The largest rank of an approximation of at most so many numbers, what it takes, and what rank 1 takes.
 struct Room {
   int64_t rank = 0;
+  int64_t numbers = 0;
   int64_t least = 0;
 };
 
 Room room_for(const EmbeddingOptions& options, int64_t rows, int64_t columns, int64_t numbers,
               const MorphemeIndex* morphemes) {
   const int64_t order = options.settled_order();
+  const auto linear = [numbers](int64_t each, int64_t fixed) {
+    const int64_t rank = (numbers - fixed) / each;
+    return Room{rank, fixed + rank * each, fixed + each};
+  };
   switch (options.method) {
-    case EmbeddingMethod::kLowRank:
-      return {largest_rank(Form::kPair, rows, columns, numbers), rows + columns};
+    case EmbeddingMethod::kLowRank: {
+      const int64_t rank = largest_rank(Form::kPair, rows, columns, numbers);
+      return {rank, factored_size(Form::kPair, rows, columns, rank), rows + columns};
+    }
     case EmbeddingMethod::kTensorTrain: {
       const MatrixShapes shapes = train_shapes(order, rows, columns);
       int64_t rank = 0;
       while (rank < rows && train_size(shapes, rank + 1) <= numbers) ++rank;
-      return {rank, train_size(shapes, 1)};
+      return {rank, train_size(shapes, rank), train_size(shapes, 1)};
     }
-    case EmbeddingMethod::kWord2KetXs: {
-      const int64_t each = product_size(order, rows, columns);
-      return {numbers / each, each};
-    }
+    case EmbeddingMethod::kWord2KetXs:
+      return linear(product_size(order, rows, columns), 0);
     case EmbeddingMethod::kMorphTe:
       break;
   }
   if (morphemes == nullptr)
     throw InvalidArgument("embedding", "morphte must be given the tokens' morphemes; there are none");
-  const int64_t each = static_cast<int64_t>(morphemes->morphemes.size()) * smallest_base(columns, order);
-  return {(numbers - morphemes->index.numel()) / each, morphemes->index.numel() + each};
+  return linear(static_cast<int64_t>(morphemes->morphemes.size()) * smallest_base(columns, order),
+                morphemes->index.numel());
 }
 
 /// That the approximation may take.
@@ -99,9 +104,9 @@ std::string described(const EmbeddingOptions& options) {
   return fmt::format("{} of order {}", name, options.settled_order());
 }
 
-/// The rank, at least 1; throws InvalidArgument for options that cannot be.
-int64_t checked_rank(const EmbeddingOptions& options, int64_t rows, int64_t columns, bool counted,
-                     const MorphemeIndex* morphemes) {
+/// A rank of at least 1; throws InvalidArgument for options that cannot be.
+Room checked_room(const EmbeddingOptions& options, int64_t rows, int64_t columns, bool counted,
+                  const MorphemeIndex* morphemes) {
   if (options.order == 1) throw InvalidArgument("embedding", "order must be 0 or from 2 up; it is 1");
   if (options.exceptions > 0 && !counted) {
     throw InvalidArgument("embedding", fmt::format("exceptions need counts that tell the frequent tokens; "
@@ -114,7 +119,7 @@ int64_t checked_rank(const EmbeddingOptions& options, int64_t rows, int64_t colu
   }
   const int64_t numbers = numbers_left(options, rows, columns);
   const Room room = room_for(options, rows, columns, numbers, morphemes);
-  if (room.rank >= 1) return room.rank;
+  if (room.rank >= 1) return room;
   throw InvalidArgument(
       "embedding", fmt::format("ratio and exceptions must leave {} numbers at least for {}; they leave {}",
                                room.least, described(options), std::max<int64_t>(0, numbers)));
@@ -218,16 +223,16 @@ int64_t embedding_fit_bytes(const EmbeddingOptions& options, int64_t vocabulary,
   return word2ketxs_bytes(order, rank, smallest_base(vocabulary, order), smallest_base(dim, order));
 }
 
-void check_embedding(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim, bool counted,
-                     const MorphemeIndex* morphemes) {
-  checked_rank(options, vocabulary, dim, counted, morphemes);
+int64_t embedding_numbers(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim, bool counted,
+                          const MorphemeIndex* morphemes) {
+  return checked_room(options, vocabulary, dim, counted, morphemes).numbers + options.exceptions * dim;
 }
 
 EmbeddingFit fit_embedding(const at::Tensor& table, const EmbeddingOptions& options, const at::Tensor& counts,
                            const MorphemeIndex* morphemes, at::ScalarType type, uint64_t seed,
                            ThreadPool* pool, Observer* observer) {
   const int64_t rows = table.size(0), columns = table.size(1);
-  const int64_t rank = checked_rank(options, rows, columns, counts.defined(), morphemes);
+  const int64_t rank = checked_room(options, rows, columns, counts.defined(), morphemes).rank;
   at::Tensor weights = at::ones({rows}, at::kDouble);
   if (counts.defined()) weights = (counts.to(at::kDouble) + 1).pow(options.frequency_power);
   at::Tensor kept;

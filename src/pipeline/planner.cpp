@@ -295,13 +295,10 @@ void check_overrides(const PassSpec& pass, const std::string& where, const Metho
   }
 }
 
-/// Takes up an operator of a pass that takes second moments.
-void note_widest(Plan& plan, size_t pass) {
+/// Takes up the operators of a pass that takes second moments.
+void note_moments(Plan& plan, size_t pass) {
   for (size_t i = 0; i < plan.operators.size(); ++i) {
-    if (plan.settings[pass][i] == nullptr) continue;
-    if (!plan.widest_moment ||
-        plan.operators[i].in_features > plan.operators[*plan.widest_moment].in_features)
-      plan.widest_moment = i;
+    if (plan.settings[pass][i] != nullptr) plan.moments.insert(i);
   }
 }
 
@@ -383,11 +380,13 @@ void plan_embedding(const Job& job, const model::Model& model, Plan& plan) {
     throw ConfigError("job: /embedding",
                       fmt::format("the model must have the tensor '{}.weight'; it has none", table.name));
   }
+  int64_t numbers = 0;
   try {
     if (options.method == lowrank::EmbeddingMethod::kMorphTe)
       plan.morphemes = token_morphemes(job.model, table.out_features, options);
-    lowrank::check_embedding(options, table.out_features, table.in_features, !job.calibration.text.empty(),
-                             plan.morphemes ? &*plan.morphemes : nullptr);
+    numbers = lowrank::embedding_numbers(options, table.out_features, table.in_features,
+                                         !job.calibration.text.empty(),
+                                         plan.morphemes ? &*plan.morphemes : nullptr);
   } catch (const InvalidArgument& misfit) {
     throw ConfigError("job: /embedding", without(misfit.what(), "[embedding] "));
   }
@@ -399,7 +398,7 @@ void plan_embedding(const Job& job, const model::Model& model, Plan& plan) {
   row.methods = {std::string(kEmbeddingPass)};
   row.scheme = embedding_summary(options);
   row.bytes_before = static_cast<int64_t>(model.checkpoint().info(table.name + ".weight").bytes());
-  row.bytes_after = std::llround(static_cast<double>(row.bytes_before) / options.ratio);
+  row.bytes_after = numbers * static_cast<int64_t>(c10::elementSize(model.dtype()));
   if (job.write.format == WriteFormat::kDense) count_as_dense(row, model.dtype());
   plan.bytes_after -= static_cast<uint64_t>(row.bytes_before - row.bytes_after);
 }
@@ -477,7 +476,7 @@ MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan
   return m;
 }
 
-/// Operators that take more than the matrices they stand for.
+/// Operators that take more than the matrices they stand for; not where sizes are estimates.
 void warn_of_growth(const model::Model& model, Plan& plan) {
   int64_t count = 0;
   const OperatorPlan* worst = nullptr;
@@ -487,7 +486,7 @@ void warn_of_growth(const model::Model& model, Plan& plan) {
            static_cast<double>(op.out_features * op.in_features * element);
   };
   for (const OperatorPlan& op : plan.operators) {
-    if (op.methods.empty() || growth(op) <= 1) continue;
+    if (op.methods.empty() || op.scheme.starts_with("about") || growth(op) <= 1) continue;
     ++count;
     if (worst == nullptr || growth(op) > growth(*worst)) worst = &op;
   }
@@ -653,7 +652,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
-      if (instance->needs().second_moment) note_widest(plan, static_cast<size_t>(&pass - job.passes.data()));
+      if (instance->needs().second_moment) note_moments(plan, static_cast<size_t>(&pass - job.passes.data()));
     }
     const std::string where = fmt::format("job: /passes/{}", &pass - job.passes.data());
     check_mismatch(pass, where, methods.find(pass.method), &pass == &job.passes.back());
@@ -694,13 +693,19 @@ Plan plan(const Job& job, const MethodTable& methods) {
 }
 
 std::string few_tokens(const Plan& plan, int64_t tokens) {
-  if (!plan.widest_moment) return "";
-  const OperatorPlan& widest = plan.operators[*plan.widest_moment];
-  if (tokens >= widest.in_features) return "";
+  int64_t count = 0;
+  const OperatorPlan* widest = nullptr;
+  for (const size_t i : plan.moments) {
+    const OperatorPlan& op = plan.operators[i];
+    if (tokens >= op.in_features) continue;
+    ++count;
+    if (widest == nullptr || op.in_features > widest->in_features) widest = &op;
+  }
+  if (count == 0) return "";
   return fmt::format(
-      "calibration: {} tokens are fewer than the {} inputs of {}, so the second moment of its "
-      "inputs is singular; more samples, or longer ones, tell more",
-      tokens, widest.in_features, widest.name);
+      "calibration: {} tokens are fewer than the inputs of {} operators ({} of {}), whose second "
+      "moments are singular then; more samples, or longer ones, tell more",
+      tokens, count, widest->in_features, widest->name);
 }
 
 void check_evaluation_budget(const Job& job, const model::Model& model, Plan& plan, int64_t tokens) {

@@ -181,7 +181,7 @@ std::string operator_table(const RunReport& report) {
 
 std::string ladder_tables(const RunReport& report) {
   const auto rungs = count_rungs(report);
-  if (rungs.empty()) return "<p class=muted>No pass solved a linear system.</p>";
+  if (rungs.empty()) return "<p class=muted>No second moment had to be factored.</p>";
   Table ladder({"rung that succeeded", "#operators", "#largest damping"});
   for (const auto& rung : rungs)
     ladder.row({{rung.rung}, count_cell(rung.operators), number_cell(rung.max_damping, 2)});

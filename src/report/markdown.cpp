@@ -110,7 +110,7 @@ std::string operators(const RunReport& r) {
 std::string numerics(const RunReport& r) {
   std::string out;
   const auto rungs = count_rungs(r);
-  if (rungs.empty()) return "No pass solved a linear system.\n\n";
+  if (rungs.empty()) return "No second moment had to be factored.\n\n";
   Table ladder({"rung", "operators", "largest damping"});
   for (const auto& rung : rungs) ladder.row({rung.rung, exact(rung.operators), number(rung.max_damping, 2)});
   out += ladder.text();

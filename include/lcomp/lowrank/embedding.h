@@ -46,11 +46,11 @@ struct EmbeddingFit {
   double relative_error = 0;  ///< ||E - E^|| / ||E||, all rows alike, as stored
 };
 
-/// Throws InvalidArgument as `fit_embedding` would for a table of this shape, before there is one: for an
-/// order or exceptions that cannot be, or a ratio that leaves room for nothing. counted: whether there are
-/// counts of tokens. morphemes: for kMorphTe.
-void check_embedding(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim, bool counted,
-                     const MorphemeIndex* morphemes);
+/// How many numbers `fit_embedding` will store for a table of this shape, before there is one. Throws
+/// InvalidArgument as it would: for an order or exceptions that cannot be, or a ratio that leaves room for
+/// nothing. counted: whether there are counts of tokens. morphemes: for kMorphTe.
+int64_t embedding_numbers(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim, bool counted,
+                          const MorphemeIndex* morphemes);
 
 /// Bytes that `fit_embedding` works in for a table [vocabulary, dim], about.
 int64_t embedding_fit_bytes(const EmbeddingOptions& options, int64_t vocabulary, int64_t dim);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -70,8 +71,7 @@ struct Plan {
   double gradient_matrices = 0;    ///< values that are kept of them for each weight
   bool deletes_units = false;
   bool factors_matrices = false;
-  /// The widest operator whose second moments are taken, in `operators`.
-  std::optional<size_t> widest_moment;
+  std::set<size_t> moments;      ///< of which operators second moments are taken, in `operators`
   uint64_t survey_bytes = 0;     ///< of what surveys add up over the blocks
   bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
   /// A pass compares what it reads with the model as it found it, which takes a second stream of samples.

@@ -198,8 +198,13 @@ struct OatsOptions {
     v.field("form", form, "how the factors are stored: a pair, or pivoted");
   }
   std::vector<IdleSetting> idle() const {
-    if (refit) return {};
-    return {{"damping", "with a refit"}};
+    std::vector<IdleSetting> idle;
+    if (!refit) idle.push_back({"damping", "with a refit"});
+    if (rank_share > 0) return idle;
+    for (const std::string_view name :
+         {"form", "iterations", "low_rank_first", "factor_bits", "factor_group_size"})
+      idle.push_back({name, "with a rank_share above 0"});
+    return idle;
   }
 
   sparse::Sparsity sparsity() const {

@@ -137,12 +137,27 @@ std::vector<int64_t> ranks_removing(const std::vector<double>& amounts,
 
 class RankSurvey final : public Survey {
  public:
-  RankSurvey(const RankOptions& options, calib::Needs needs, FullFactors full)
-      : options_(options), needs_(needs), full_(std::move(full)) {}
+  RankSurvey(std::string method, const RankOptions& options, calib::Needs needs, FullFactors full)
+      : method_(std::move(method)), options_(options), needs_(needs), full_(std::move(full)) {}
 
   calib::Needs needs() const override { return needs_of(sensitivity()) | needs_; }
 
-  void check(const std::vector<OperatorPlan>&, const OperatorSettings&) const override {}
+  void check(const std::vector<OperatorPlan>& operators, const OperatorSettings& settings) const override {
+    double count = 0, wanted = 0, most = 0;
+    const std::vector<Factored> factored = factored_of(operators, settings);
+    for (const Factored& f : factored) {
+      count += static_cast<double>(f.count());
+      wanted += f.removed_evenly();
+      most += static_cast<double>(f.removed_at(f.grid().back()));
+    }
+    if (wanted <= most + 0.5) return;
+    throw InvalidArgument(
+        method_,
+        fmt::format(
+            "max_removed {} and rank_multiple {} must leave room for what is to be removed, {:.4g} % of the "
+            "operators' numbers; they allow {:.4g} %",
+            options_.max_removed, options_.rank_multiple, 100 * wanted / count, 100 * most / count));
+  }
 
   SurveyNumbers measure(const model::Block& block, size_t group, const calib::InputStats& stats,
                         PassContext& context) override {
@@ -237,6 +252,7 @@ class RankSurvey final : public Survey {
     return allocate_amounts(curves, total);
   }
 
+  std::string method_;
   RankOptions options_;
   calib::Needs needs_;
   FullFactors full_;
@@ -345,6 +361,13 @@ PlannedWeight plan_factored(const FactorOptions& factors, lowrank::Form form, in
   planned.scheme = fmt::format("rank {}{}", rank, pivoted ? ", pivoted" : "");
   planned.bytes_after = kCountBytes + (pivoted ? rank * kPivotBytes : 0);
   if (factors.quantizes()) {
+    const int64_t group = factors.factor_group_size;
+    if (group > 0 && (rank % group != 0 || in % group != 0)) {
+      throw InvalidArgument(method,
+                            fmt::format("factor_group_size must divide the rank of '{}', {}, and its {} "
+                                        "inputs; it is {}. rank_multiple makes ranks multiples of it",
+                                        op.name, rank, in, group));
+    }
     const quant::QuantScheme scheme = factors.scheme();
     const PlannedWeight left = plan_scheme(scheme, method, {op.name, rows, rank, op.dtype});
     const PlannedWeight right = plan_scheme(scheme, method, {op.name, rank, in, op.dtype});
@@ -368,7 +391,9 @@ PlannedWeight plan_factors(const PassOptions& options, const char* method, const
     throw InvalidArgument(method, fmt::format("max_removed must be at least removed; they are {} and {}",
                                               ranks.max_removed, ranks.removed));
   }
-  const int64_t rank = ranks.rank_of(out, in);
+  RankOptions even = ranks;
+  if (allocated) even.rank_multiple = 1;  // roundings of several operators make up for each other
+  const int64_t rank = even.rank_of(out, in);
   if (rank == 0) {
     return {.scheme = ranks.rank == 0 && ranks.removed == 0 ? "dense: nothing is to be removed"
                                                             : "dense: factors would not be smaller",
@@ -388,11 +413,11 @@ void add_rank_allocation(MethodInfo& info, calib::Needs needs, FullFactors full)
     if (ranks.allocation != RankAllocation::kUniform && !given("max_removed"))
       ranks.max_removed = ranks.removed + std::min(kMostBeyond, (1 - ranks.removed) / 2);
   };
-  info.make_survey = [needs, full = std::move(full)](const PassOptions& entry,
-                                                     const model::Model&) -> std::unique_ptr<Survey> {
+  info.make_survey = [method = info.name, needs, full = std::move(full)](
+                         const PassOptions& entry, const model::Model&) -> std::unique_ptr<Survey> {
     const RankOptions& ranks = ranks_of(entry);
     if (ranks.allocation == RankAllocation::kUniform) return nullptr;
-    return std::make_unique<RankSurvey>(ranks, needs, full);
+    return std::make_unique<RankSurvey>(method, ranks, needs, full);
   };
   for (const char* name : {"allocation", "sensitivity", "trust"}) info.pass_settings.emplace_back(name);
 }

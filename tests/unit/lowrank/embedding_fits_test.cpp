@@ -280,7 +280,7 @@ TEST_CASE("embeddings: options that do not fit are refused", "[lowrank][embeddin
   options.exceptions = 3;
   CHECK(text() ==
         "[embedding] exceptions need counts that tell the frequent tokens; there are none for 3 of them");
-  const auto before = [&] { return error_text([&] { check_embedding(options, 50, 16, true, nullptr); }); };
+  const auto before = [&] { return error_text([&] { embedding_numbers(options, 50, 16, true, nullptr); }); };
   options.exceptions = 50;
   CHECK(before() == "[embedding] exceptions must be fewer than the 50 rows; they are 50");
   options.exceptions = 22;
