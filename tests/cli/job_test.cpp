@@ -304,42 +304,6 @@ TEST_CASE("a run that is short of address space ends with the code of the system
   }
 }
 
-TEST_CASE("a run that is refused memory ends with one line, and goes on from there with more",
-          "[cli][run][slow]") {
-  const lcomp::test::TempDir dir;
-  const auto job = [&](const fs::path& output) {
-    std::vector<std::string> arguments = small_job("run", "demo_rtn_w4", output);
-    // The last block alone needs much.
-    arguments.insert(arguments.end(), {"--threads", "1", "--set",
-                                       R"(/passes=[{"method": "rtn", "bits": 4, "group_size": 64,)"
-                                       R"( "targets": ["layers.0.*", "layers.1.*", "layers.2.*"]},)"
-                                       R"( {"method": "svd_llm", "targets": ["layers.3.*"]}])"});
-    return arguments;
-  };
-  bool went_on = false;
-  int refusals = 0;
-  // From where OpenBLAS, whose buffer has 134 MB, can just be loaded.
-  for (int megabytes = 330;; megabytes += 8) {
-    REQUIRE(megabytes < 1000);
-    const ProcessResult run = run_lcomp_within(
-        fmt::format("export OPENBLAS_NUM_THREADS=1 && ulimit -t 120 && ulimit -d {}", megabytes * 1000),
-        job(dir / "out"));
-    INFO(megabytes << " MB: " << run.err);
-    went_on = went_on || run.err.find("continuing after 3 finished blocks of 4") != std::string::npos;
-    if (run.exit_code == 0) break;
-    ++refusals;
-    REQUIRE(run.exit_code == 5);
-    const std::string last = run.err.substr(run.err.find("lcomp: error: "));
-    CHECK(std::count(last.begin(), last.end(), '\n') == 1);
-    CHECK_FALSE(fs::exists(dir / "out"));
-  }
-  CHECK(refusals > 0);
-  CHECK(went_on);
-  REQUIRE(run_lcomp(job(dir / "undisturbed")).exit_code == 0);
-  CHECK(contents(dir / "out").at("model.safetensors") ==
-        contents(dir / "undisturbed").at("model.safetensors"));
-}
-
 TEST_CASE("a tensor that no memory holds is no bug", "[cli][bench]") {
   const ProcessResult bench = run_lcomp({"bench", "--shape", "1000000x1000000"});
   CHECK(bench.exit_code == 5);

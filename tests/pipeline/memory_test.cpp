@@ -99,7 +99,8 @@ TEST_CASE("a budget is kept where the system gives no more", "[pipeline][memory]
   REQUIRE(child.peak_bytes <= budget);
 }
 
-TEST_CASE("the peak is within 10 % of its estimate", "[pipeline][memory][slow]") {
+TEST_CASE("the estimate of the peak is at most 10 % above it, 30 % with operators as large as SmolLM2's",
+          "[pipeline][memory][slow]") {
   const test::TempDir dir;
   const std::string shape = GENERATE("bundled", "narrow", "SmolLM2");
   fs::path model = test::bundled_model();
@@ -127,7 +128,7 @@ TEST_CASE("the peak is within 10 % of its estimate", "[pipeline][memory][slow]")
   const auto measured = static_cast<double>(child.peak_bytes);
   INFO(shape << ", " << pass << ": " << planned / 1e6 << " MB planned, " << measured / 1e6 << " MB measured");
   CHECK(measured <= 1.02 * planned);
-  // A few blocks of SmolLM2 leave fewer holes in the heap than its 30, for which the estimate was fitted.
+  // The solver's part is one bound for several methods, which shows where operators are larger.
   CHECK(planned <= (shape == "SmolLM2" ? 1.3 : 1.1) * measured);
 }
 

@@ -102,8 +102,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
 std::string few_tokens(const Plan& plan, int64_t tokens);
 
 /// Estimated seconds of the run on this machine, whose speed of products it measures (half a second at most).
-/// Within a factor of 2 for methods with their default settings; other programs on the machine, and disks
-/// that are slower than the arithmetic, come on top.
+/// Its costs were fitted to runs of the methods with their default settings on models of up to 135 M
+/// parameters, which it tells within a factor of 2; other programs on the machine, and disks that are slower
+/// than the arithmetic, come on top.
 double estimate_seconds(const Plan& plan);
 
 /// Once the evaluation text is read: puts the memory for its real number of tokens into the plan. Throws
