@@ -99,7 +99,7 @@ int64_t numbers_left(const EmbeddingOptions& options, int64_t rows, int64_t colu
 
 /// "low_rank", "tensor_train of order 3".
 std::string described(const EmbeddingOptions& options) {
-  const std::string name(name_of(options.method));
+  std::string name(name_of(options.method));
   if (options.method == EmbeddingMethod::kLowRank) return name;
   return fmt::format("{} of order {}", name, options.settled_order());
 }

@@ -35,10 +35,10 @@ std::string read_file_name(const io::OrderedJsonView& json) {
 std::string unknown_file(const std::filesystem::path& directory, const std::string& prefix,
                          const std::set<std::string>& known) {
   for (const std::filesystem::path& path : io::list_directory(directory)) {
-    const std::string name = prefix + path.filename().string();
+    std::string name = prefix + path.filename().string();
     if (!known.contains(name)) return name;
     if (!std::filesystem::is_directory(path)) continue;
-    const std::string inner = unknown_file(path, name + "/", known);
+    std::string inner = unknown_file(path, name + "/", known);
     if (!inner.empty()) return inner;
   }
   return "";
