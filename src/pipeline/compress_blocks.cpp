@@ -46,6 +46,7 @@ void Run::compress_blocks() {
   }
   step("compress", model_.size(), model_.size());
   fill_roofline();
+  samples_ = {};  // what comes now needs none
 }
 
 /// Depends on all that the block's result depends on: what came before it, and its own stored tensors.

@@ -61,21 +61,11 @@ void visit_job(Job& job, FieldVisitor& v) {
   }
 }
 
-/// Visitors may write; this one does not, but its type cannot say so.
-template <class Options>
-Json written_by_visit(Options& options) {
+Json written(lowrank::EmbeddingOptions options) {
   Json object = Json::object();
   JsonWriter writer(object);
   options.visit(writer);
   return object;
-}
-
-Json written(const PassOptions& options) {
-  return written_by_visit(*options.clone());
-}
-
-Json written(lowrank::EmbeddingOptions options) {
-  return written_by_visit(options);
 }
 
 // ---- Reading
@@ -185,7 +175,7 @@ PassSpec read_pass(const Json& object, const std::string& pointer, const MethodT
   const std::unique_ptr<PassOptions> defaults = method->default_options();
   pass.options = read_options(object, pointer, defaults->clone(),
                               {"method", "targets", "ignore", "overrides"}, settle, problems);
-  const Json usual = written(*defaults), own = written(*pass.options);
+  const Json usual = settings_to_json(*defaults), own = settings_to_json(*pass.options);
   for_each_object(object, pointer, "overrides", problems, [&](const Json& entry, const std::string& place) {
     const auto settle_override = [&](PassOptions& options,
                                      const std::function<bool(std::string_view)>& given) {
@@ -193,7 +183,7 @@ PassSpec read_pass(const Json& object, const std::string& pointer, const MethodT
     };
     pass.overrides.push_back(read_override(entry, place, *pass.options, settle_override, problems));
     const PassOptions& options = *pass.overrides.back().options;
-    refuse_idle(options.idle(), entry, place, written(options), {usual, own}, problems);
+    refuse_idle(options.idle(), entry, place, settings_to_json(options), {usual, own}, problems);
   });
   refuse_idle(idle_everywhere(pass), object, pointer, own, {usual}, problems);
   return pass;
@@ -296,11 +286,11 @@ std::string read_text(const std::string& path) {
 
 Json written(const PassSpec& pass) {
   Json object = {{"method", pass.method}, {"targets", pass.targets}, {"ignore", pass.ignore}};
-  object.update(written(*pass.options));
+  object.update(settings_to_json(*pass.options));
   Json overrides = Json::array();
   for (const Override& entry : pass.overrides) {
     Json override_json = {{"match", entry.match}};
-    override_json.update(written(*entry.options));
+    override_json.update(settings_to_json(*entry.options));
     overrides.push_back(std::move(override_json));
   }
   object["overrides"] = std::move(overrides);

@@ -7,6 +7,18 @@
 
 namespace lcomp::pipeline {
 
+MethodCost operator|(const MethodCost& a, const MethodCost& b) {
+  return {.flops_per_weight = std::max(a.flops_per_weight, b.flops_per_weight),
+          .cubic = std::max(a.cubic, b.cubic),
+          .result_bytes = std::max(a.result_bytes, b.result_bytes),
+          .moment_bytes = std::max(a.moment_bytes, b.moment_bytes),
+          .weight_bytes = std::max(a.weight_bytes, b.weight_bytes)};
+}
+
+std::function<MethodCost(const PassOptions&)> always(const MethodCost& cost) {
+  return [cost](const PassOptions&) { return cost; };
+}
+
 void MethodTable::add(MethodInfo method) {
   if (lookup(method.name) != nullptr) {
     throw InvalidArgument("MethodTable::add",

@@ -270,6 +270,14 @@ void JsonWriter::object(std::string_view name, std::string_view,
   object_[std::string(name)] = std::move(nested);
 }
 
+Json settings_to_json(const PassOptions& settings) {
+  Json object = Json::object();
+  JsonWriter writer(object);
+  // Visitors may write; this one does not, but its type cannot say so.
+  settings.clone()->visit(writer);
+  return object;
+}
+
 // ---- SchemaWriter
 
 void SchemaWriter::add(const FieldFacts& field) {

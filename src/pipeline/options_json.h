@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "lcomp/core/options.h"
+#include "lcomp/pipeline/method.h"
 #include "pipeline/json_document.h"
 
 namespace lcomp::pipeline {
@@ -105,6 +106,9 @@ class SchemaWriter final : public FieldLister {
 
   Json& properties_;
 };
+
+/// Every field of a method's settings, the defaults included.
+Json settings_to_json(const PassOptions& settings);
 
 /// Schema of a list of strings, for which one string may stand.
 Json string_list_schema();

@@ -2,32 +2,22 @@
 
 #include <set>
 
-#include "lcomp/calib/activation_cache.h"
-#include "lcomp/calib/gradients.h"
-#include "lcomp/calib/token_samples.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/threads.h"
 #include "lcomp/pipeline/pass.h"
 #include "lcomp/pipeline/survey.h"
 #include "pipeline/block_record.h"
 #include "pipeline/embedding.h"
-#include "pipeline/method_cost.h"
+#include "pipeline/estimates.h"
 #include "pipeline/options_json.h"
 #include "pipeline/pass_order.h"
 
 namespace lcomp::pipeline {
 namespace {
 
-using calib::ActivationCache;
-
 /// Tokens whose inputs are gathered before they enter a statistic: enough for the products to run at full
 /// speed.
 constexpr int64_t kBatchTokens = 2048;
-/// Resident memory of the process with its libraries, and of the tokenizer for each entry, measured.
-constexpr double kProgramBytes = 184e6;
-constexpr double kEntryBytes = 400;
-/// Windows that a job without `max_windows` is planned for, before its text is read.
-constexpr int64_t kAssumedWindows = 160;
 
 linalg::Precision resolve_compute(Compute compute) {
   if (compute == Compute::kF32) return linalg::Precision::kF32;
@@ -161,12 +151,11 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
           }
         }
         op.scheme = planned.scheme;
+        op.is_estimate = planned.is_estimate;
         schemes.push_back(planned.scheme);
         op.bytes_after = static_cast<int64_t>(static_cast<double>(planned.bytes_after) * left[i]);
         left[i] *= planned.kept;
         const int64_t step = method.effect ? method.effect(*settings).deletes_in_steps : 0;
-        plan.deletes_units = plan.deletes_units || step > 0;
-        plan.factors_matrices = plan.factors_matrices || (method.effect && method.effect(*settings).factors);
         if (step > 0) steps[i] = input_step(model.architecture(), op, step);
         plan.rounds_inputs = plan.rounds_inputs || planned.rounds_input;
         if (job.write.format == WriteFormat::kDense) {
@@ -210,6 +199,12 @@ void check_text(const Job& job, const std::string& method, const calib::Needs& n
                                 method));
 }
 
+/// `[in, in]` matrices among the statistics of a group.
+double matrices_of(const calib::Needs& needs) {
+  const double whole = (needs.second_moment ? 1 : 0) + (needs.mismatch ? 1 : 0);
+  return whole * (needs.halves ? 3 : 1) + (needs.gradient_moments ? 1 : 0);
+}
+
 /// Lets the methods that will choose settings for the whole model check what they are given to choose from,
 /// and takes up what they need to know.
 calib::Needs plan_surveys(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
@@ -223,6 +218,7 @@ calib::Needs plan_surveys(const Job& job, const MethodTable& methods, const mode
       plan.needs_samples = plan.needs_samples || survey->needs().any();
       plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
       all = all | survey->needs();
+      plan.moment_matrices = std::max(plan.moment_matrices, matrices_of(survey->needs()));
       check_text(job, method.name, survey->needs());
       survey->check(plan.operators, plan.settings[p]);
       survey->check_samples(job.calibration.samples);
@@ -232,11 +228,6 @@ calib::Needs plan_surveys(const Job& job, const MethodTable& methods, const mode
     }
   }
   return all;
-}
-
-/// Whole bytes. What is beyond any machine stays where sums of several are exact in 64 bits.
-uint64_t to_bytes(double count) {
-  return static_cast<uint64_t>(std::min(count, 0x1p56));
 }
 
 /// The second stream moves on with the first, group by group, so only the last pass can have it, and staged;
@@ -261,21 +252,14 @@ void check_mismatch(const PassSpec& pass, const std::string& where, const Method
   }
 }
 
-Json options_to_json(const PassOptions& options) {
-  Json object = Json::object();
-  JsonWriter writer(object);
-  options.clone()->visit(writer);
-  return object;
-}
-
 /// Statistics and the order of work are those of the pass: overrides may leave nothing out of them, nor
 /// change what holds for all operators.
 void check_overrides(const PassSpec& pass, const std::string& where, const MethodInfo& method) {
-  const Json whole = options_to_json(*pass.options);
+  const Json whole = settings_to_json(*pass.options);
   const PassChain chain = method.make_passes(*pass.options);
   for (size_t o = 0; o < pass.overrides.size(); ++o) {
     const std::string here = fmt::format("{}/overrides/{}", where, o);
-    const Json changed = options_to_json(*pass.overrides[o].options);
+    const Json changed = settings_to_json(*pass.overrides[o].options);
     for (const std::string& name : method.pass_settings) {
       if (whole.at(name) == changed.at(name)) continue;
       throw ConfigError(
@@ -300,74 +284,6 @@ void note_moments(Plan& plan, size_t pass) {
   for (size_t i = 0; i < plan.operators.size(); ++i) {
     if (plan.settings[pass][i] != nullptr) plan.moments.insert(i);
   }
-}
-
-/// Sizes that the memory of a run is made of.
-struct Sizes {
-  double block_parameters = 0;
-  double widest_input = 0;
-  double all_moments = 0;     // sum over groups of in^2
-  double largest_moment = 0;  // largest in^2
-  double largest_operator = 0;
-  double rounding = 0;  // values per token: the widest operator's input and output
-};
-
-Sizes measure(const model::Architecture& a) {
-  Sizes s;
-  for (int64_t block = 0; block < a.layers; ++block) {
-    double parameters = 0, moments = 0;
-    const auto ops = a.operators(block);
-    for (const auto& op : ops) {
-      const double size = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
-      parameters += size;
-      s.largest_operator = std::max(s.largest_operator, size);
-      s.rounding = std::max(s.rounding, static_cast<double>(op.out_features + op.in_features));
-    }
-    for (const auto& group : a.groups(block)) {
-      const auto in = static_cast<double>(ops[group.operators[0]].in_features);
-      s.widest_input = std::max(s.widest_input, in);
-      moments += in * in;
-      s.largest_moment = std::max(s.largest_moment, in * in);
-    }
-    s.block_parameters = std::max(s.block_parameters, parameters);
-    s.all_moments = std::max(s.all_moments, moments);
-  }
-  return s;
-}
-
-std::vector<int64_t> sample_lengths(const Job& job) {
-  return calib::sequence_lengths(job.calibration.samples, job.calibration.length, job.calibration.starts);
-}
-
-/// What the gradient sweep keeps on disk, with `matrices` values for each weight: the inputs of all blocks,
-/// the state for a resume, old and new, and its results.
-uint64_t gradient_disk(const Job& job, const model::Architecture& a, double matrices) {
-  const std::vector<int64_t> lengths = sample_lengths(job);
-  uint64_t bytes = 2 * ActivationCache::bytes_needed(lengths, a.hidden_size);
-  if (job.calibration.cache != CachePlace::kMemory) bytes += calib::GradientSweep::cache_bytes(a, lengths);
-  return bytes + to_bytes(measure(a).block_parameters * 4.0 * static_cast<double>(a.layers) * matrices);
-}
-
-/// Tokens of the longest sequence of the evaluation: learned positions limit what a sentence is cut to.
-int64_t evaluation_window(const Job& job, const model::Model& model) {
-  const model::Architecture& a = model.architecture();
-  return a.is_language_model() ? job.evaluate->window : std::min(job.evaluate->window, a.max_positions);
-}
-
-/// Peak of an evaluation whose hidden states stay in memory.
-uint64_t evaluation_bytes(const Job& job, const model::Model& model, const Plan& plan, int64_t tokens) {
-  const model::Architecture& a = model.architecture();
-  const Sizes s = measure(a);
-  const auto window = static_cast<double>(evaluation_window(job, model));
-  const auto hidden = static_cast<double>(a.hidden_size);
-  const auto threads = static_cast<double>(plan.threads);
-  const double stored = static_cast<double>(c10::elementSize(model.dtype()));
-  const double models = job.evaluate->reference ? 2.0 : 1.0;
-  const auto qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
-  return to_bytes(models * static_cast<double>(tokens) * hidden * 4.0 + s.block_parameters * (stored + 4.0) +
-                  threads * window * (hidden + qkv + s.widest_input + 128.0) * 4.0 +
-                  (plan.rounds_inputs ? threads * window * s.rounding * 4.0 : 0.0) +
-                  models * 2048.0 * (hidden + 128.0 * threads) * 8.0);
 }
 
 /// What becomes of the token embedding; throws ConfigError where it cannot be compressed.
@@ -403,79 +319,6 @@ void plan_embedding(const Job& job, const model::Model& model, Plan& plan) {
   plan.bytes_after -= static_cast<uint64_t>(row.bytes_before - row.bytes_after);
 }
 
-MemoryPlan estimate_memory(const Job& job, const model::Model& model, const Plan& plan) {
-  const model::Architecture& a = model.architecture();
-  const Sizes s = measure(a);
-  MemoryPlan m;
-  // Buffers of the smaller operators stay with the process when freed, between others that are in use.
-  m.program = to_bytes(kProgramBytes + kEntryBytes * static_cast<double>(a.vocab_size) +
-                       std::min(48.0 * s.largest_operator, 16e6));
-  const double stored = static_cast<double>(c10::elementSize(model.dtype()));
-  const double packed = plan.compute == linalg::Precision::kBf16 ? 2.0 : 4.0;
-  m.block = to_bytes(s.block_parameters * (stored + packed + 1.0));
-  const auto hidden = static_cast<double>(a.hidden_size);
-  const auto threads = static_cast<double>(plan.threads);
-  if (plan.needs_samples) {
-    const auto tokens = static_cast<double>(job.calibration.samples * job.calibration.length);
-    const auto length = static_cast<double>(job.calibration.length);
-    const auto batch = static_cast<double>(plan.batch_tokens);
-    const double streams = plan.compares_streams ? 2.0 : 1.0;
-    if (!plan.activations_on_disk)
-      m.activations = to_bytes(streams * tokens * (hidden + s.widest_input) * 4.0);
-    m.statistics = to_bytes((plan.observes_blocks ? s.all_moments : s.largest_moment) * 4.0);
-    if (plan.compares_streams) {
-      // Moment and mismatch, of each half and in all; a second copy of the block laid out for products.
-      m.statistics = to_bytes(s.largest_moment * 24.0);
-      m.block += to_bytes(s.block_parameters * packed);
-    }
-    double moment_bytes = 16, weight_bytes = 28;
-    for (const PassSpec& pass : job.passes) {
-      const MethodCost cost = cost_of(pass.method);
-      moment_bytes = std::max(moment_bytes, 16 + cost.moment_bytes);
-      weight_bytes = std::max(weight_bytes, 28 + cost.weight_bytes);
-    }
-    m.solver = to_bytes(s.largest_moment * moment_bytes + s.largest_operator * weight_bytes);
-    const double qkv = static_cast<double>((a.heads + 2 * a.kv_heads) * a.head_dim);
-    double per_thread =
-        length * (hidden + qkv + 128.0) * 4.0 + 128.0 * 2.0 * static_cast<double>(a.intermediate_size) * 4.0;
-    if (plan.rounds_inputs) per_thread += length * s.rounding * 4.0;
-    if (plan.activations_on_disk) per_thread += length * (hidden + s.widest_input) * 4.0;
-    m.scratch = to_bytes(streams * batch * s.widest_input * 4.0 + threads * per_thread);
-  } else {
-    m.solver = to_bytes(s.largest_operator * 28.0);
-  }
-  m.statistics += plan.survey_bytes;
-  if (plan.factors_matrices) {
-    // Float64: the moment, its root or its inverse, what corrects targets; targets, their products, factors.
-    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 48.0 + s.largest_operator * 90.0));
-  }
-  if (plan.deletes_units) {
-    // Products of units with their eigenvectors, or copies for the least squares, in float64.
-    m.solver = std::max(m.solver, to_bytes(s.largest_moment * 24.0 + s.largest_operator * 48.0));
-  }
-  if (plan.needs_gradients) {
-    calib::GradientOptions options;
-    options.head_tokens = std::min(options.head_tokens, job.calibration.samples * job.calibration.length);
-    m.gradients = to_bytes(s.block_parameters * stored) +
-                  calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, options);
-    m.gradients += to_bytes(std::max(0.0, plan.gradient_matrices - 1) * s.block_parameters * 4.0);
-    if (job.calibration.cache == CachePlace::kMemory)
-      m.gradients += calib::GradientSweep::cache_bytes(a, sample_lengths(job));
-  }
-  if (job.evaluate) {
-    const int64_t windows = job.evaluate->max_windows;
-    m.evaluation = evaluation_bytes(
-        job, model, plan, (windows > 0 ? windows : kAssumedWindows) * evaluation_window(job, model));
-  }
-  m.embedding =
-      to_bytes(static_cast<double>(a.vocab_size) * hidden * stored * (a.tied_embeddings ? 1.0 : 2.0));
-  if (job.embedding) {
-    const int64_t fit = lowrank::embedding_fit_bytes(*job.embedding, a.vocab_size, a.hidden_size);
-    m.solver = std::max(m.solver, static_cast<uint64_t>(fit));
-  }
-  return m;
-}
-
 /// Operators that take more than the matrices they stand for; not where sizes are estimates.
 void warn_of_growth(const model::Model& model, Plan& plan) {
   int64_t count = 0;
@@ -486,7 +329,7 @@ void warn_of_growth(const model::Model& model, Plan& plan) {
            static_cast<double>(op.out_features * op.in_features * element);
   };
   for (const OperatorPlan& op : plan.operators) {
-    if (op.methods.empty() || op.scheme.starts_with("about") || growth(op) <= 1) continue;
+    if (op.methods.empty() || op.is_estimate || growth(op) <= 1) continue;
     ++count;
     if (worst == nullptr || growth(op) > growth(*worst)) worst = &op;
   }
@@ -542,93 +385,25 @@ int64_t smallest_batch(const Job& job) {
 
 /// Keeps the activations in memory when the job says so, or when it leaves the choice and the budget allows
 /// it; makes the batches smaller where that is not enough.
-void place_activations(const Job& job, const model::Model& model, Plan& plan) {
+void place_activations(const Job& job, const MethodTable& methods, const model::Model& model, Plan& plan) {
   plan.activations_on_disk = job.calibration.cache == CachePlace::kDisk;
-  plan.memory = estimate_memory(job, model, plan);
+  plan.memory = estimate_memory(job, methods, model, plan);
   const auto is_over = [&] {
     return job.max_memory > 0 && plan.needs_samples &&
            plan.memory.peak() > static_cast<uint64_t>(job.max_memory);
   };
   if (job.calibration.cache == CachePlace::kAuto && is_over()) {
     plan.activations_on_disk = true;
-    plan.memory = estimate_memory(job, model, plan);
+    plan.memory = estimate_memory(job, methods, model, plan);
   }
   if (is_over()) {
     plan.batch_tokens = smallest_batch(job);
-    plan.memory = estimate_memory(job, model, plan);
+    plan.memory = estimate_memory(job, methods, model, plan);
   }
   check_budget(job, plan);
 }
 
-uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& plan) {
-  // The parts and the shards made of them exist at the same time for a while.
-  uint64_t bytes = 2 * (plan.bytes_after + plan.survey_bytes);
-  if (plan.needs_gradients) bytes += gradient_disk(job, model.architecture(), plan.gradient_matrices);
-  if (plan.needs_samples) {
-    const std::vector<int64_t> lengths = {job.calibration.samples * job.calibration.length};
-    const int64_t hidden = model.architecture().hidden_size;
-    const uint64_t streams = plan.compares_streams ? 2 : 1;
-    bytes += streams * 2 * ActivationCache::bytes_needed(lengths, hidden);  // the saved state, old and new
-    if (plan.activations_on_disk) {
-      bytes += streams * ActivationCache::bytes_needed(
-                             lengths, hidden + to_bytes(measure(model.architecture()).widest_input));
-    }
-  }
-  return bytes + 10'000'000;
-}
-
-WorkPlan count_work(const Job& job, const model::Model& model, const Plan& plan) {
-  const model::Architecture& a = model.architecture();
-  WorkPlan work;
-  const std::vector<int64_t> lengths = sample_lengths(job);
-  if (plan.needs_gradients) work.gradients = calib::GradientSweep::planned_flops(a, lengths);
-  const double streams = plan.compares_streams ? 2.0 : 1.0;
-  if (plan.needs_samples) {
-    double tokens = 0;
-    for (const int64_t length : lengths) {
-      tokens += static_cast<double>(length);
-      work.forward += a.linear_flops_per_token() * static_cast<double>(length) + a.attention_flops(length);
-    }
-    work.forward *= streams + (plan.observes_blocks ? 1.0 : 0.0);
-    work.statistics = tokens * measure(a).all_moments * static_cast<double>(a.layers) * (2.0 * streams - 1.0);
-  }
-  // The weights are read, laid out, decoded, hashed and written, whatever is made of them.
-  const double stored = static_cast<double>(plan.bytes_before + plan.bytes_after);
-  work.solver = 1500.0 * stored;
-  for (const PassSpec& pass : job.passes)
-    work.solver += solver_flops(cost_of(pass.method), a) * (plan.compares_streams ? 2.0 : 1.0);
-  if (job.evaluate) {
-    const int64_t windows = job.evaluate->max_windows > 0 ? job.evaluate->max_windows : kAssumedWindows;
-    const int64_t window = evaluation_window(job, model);
-    const double head = a.is_language_model() ? 2.0 * static_cast<double>(a.hidden_size * a.vocab_size) : 0.0;
-    const double of_window =
-        (a.linear_flops_per_token() + head) * static_cast<double>(window) + a.attention_flops(window);
-    work.evaluation = of_window * static_cast<double>(windows) * (job.evaluate->reference ? 2.0 : 1.0);
-  }
-  return work;
-}
-
 }  // namespace
-
-double estimate_seconds(const Plan& plan) {
-  // Of the speed of large products, the share that each phase reaches, measured.
-  constexpr double kForward = 0.55, kStatistics = 0.4, kGradients = 0.3;
-  const WorkPlan& work = plan.work;
-  const bool bf16 =
-      plan.compute == linalg::Precision::kBf16 || plan.evaluation_compute == linalg::Precision::kBf16;
-  const double f32 = 1e9 * linalg::measure_gemm_peak(linalg::Precision::kF32);
-  const double fast = bf16 ? 1e9 * linalg::measure_gemm_peak(linalg::Precision::kBf16) : f32;
-  const auto speed = [&](linalg::Precision p) { return p == linalg::Precision::kBf16 ? fast : f32; };
-  const double seconds = work.forward / (kForward * speed(plan.compute)) +
-                         work.statistics / (kStatistics * f32) + work.gradients / (kGradients * f32) +
-                         work.solver / f32 + work.evaluation / (kForward * speed(plan.evaluation_compute));
-  return 0.2 + seconds / plan.threads;
-}
-
-uint64_t MemoryPlan::peak() const {
-  const uint64_t compression = block + activations + statistics + solver + scratch;
-  return program + std::max({compression, evaluation, embedding, gradients});
-}
 
 Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& model) {
   Plan plan;
@@ -652,6 +427,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
+      plan.moment_matrices = std::max(plan.moment_matrices, matrices_of(instance->needs()));
       if (instance->needs().second_moment) note_moments(plan, static_cast<size_t>(&pass - job.passes.data()));
     }
     const std::string where = fmt::format("job: /passes/{}", &pass - job.passes.data());
@@ -679,9 +455,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   check_encoder(job, model, plan);
   if (plan.needs_calibration) warn_of_length("calibration.length", job.calibration.length, model, plan);
   if (job.evaluate) warn_of_length("evaluate.window", evaluation_window(job, model), model, plan);
-  place_activations(job, model, plan);
+  place_activations(job, methods, model, plan);
   plan.disk_bytes = estimate_disk(job, model, plan);
-  plan.work = count_work(job, model, plan);
+  plan.work = count_work(job, methods, model, plan);
   return plan;
 }
 

@@ -333,7 +333,6 @@ void Run::count_compressed(const model::Model& written) {
 void Run::evaluate() {
   if (!job_.evaluate) return;
   const PhaseClock::Scope scope(clock_, "evaluate");
-  samples_ = {};  // frees the calibration samples
   const eval::EvaluationText& text = *evaluation_text_;
   const model::Model compressed = model::Model::open(work_->staging());
   const model::Model* reference = job_.evaluate->reference ? &model_ : nullptr;

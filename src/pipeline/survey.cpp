@@ -8,6 +8,7 @@
 #include "lcomp/io/hash.h"
 #include "lcomp/io/safetensors.h"
 #include "lcomp/io/safetensors_writer.h"
+#include "pipeline/options_json.h"
 #include "pipeline/run.h"
 
 /// The survey sweep of a run: the dense model is streamed once before the block loop, and passes that decide
@@ -133,9 +134,14 @@ void Run::survey() {
   std::vector<std::string> keys = {last_key_};
   for (int64_t i = 0; i < model_.size(); ++i) {
     keys.push_back(block_key(keys.back(), i).text);
-    const auto found = work_->journal().committed(survey_step(i), keys.back());
-    if (found && static_cast<int64_t>(records.size()) == i)
+    if (static_cast<int64_t>(records.size()) < i) continue;
+    std::string reason;
+    const auto found = work_->journal().committed(survey_step(i), keys.back(), &reason);
+    if (found) {
       records.push_back(SurveyRecord::from_json(found->note));
+    } else if (work_->journal().has(survey_step(i))) {
+      observer_.note(fmt::format("block {} and what is behind it is surveyed again: {}", i + 1, reason));
+    }
   }
   resume_survey(records);
   const auto done = static_cast<int64_t>(records.size());
@@ -155,14 +161,18 @@ void Run::survey() {
     step("survey", model_.size(), model_.size());
     drop_samples();
   }
-  // What becomes of any block depends now on all of them.
-  last_key_ = keys.back();
+  // What becomes of any block depends now on all of them, by what is decided.
+  io::Hasher decided;
+  decided.add(last_key_ + records.back().sums_hash);
   for (const auto& [entry, survey] : surveys_) {
     SurveyNumbers numbers;
     for (SurveyRecord& record : records) numbers.merge(record.numbers[entry]);
     apply_decision(entry, *survey, numbers);
     survey->set_sums({});
+    for (const auto& settings : plan_.settings[entry])
+      decided.add(settings ? settings_to_json(*settings).dump() + settings->chosen() : "-");
   }
+  last_key_ = decided.hex();
 }
 
 /// One pass over the samples, where a survey asks for statistics, gives the statistics of every group and

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -240,6 +241,14 @@ struct Arguments {
   fs::path corpus;
 };
 
+long long number_in(const std::string& text, const std::string& what) {
+  long long number = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || number < 0)
+    refuse(what + " must be a whole number from 0 up; received '" + text + "'");
+  return number;
+}
+
 /// Fills `pool` and `words` too.
 Arguments read_arguments(const std::vector<std::string>& given) {
   Arguments arguments;
@@ -247,7 +256,8 @@ Arguments read_arguments(const std::vector<std::string>& given) {
   if (given.empty())
     refuse("usage: RUNS [--seed N] [--seconds N] [--dictionary FILE] [--corpus FOLDER] FILE...");
   const char* factor = std::getenv("LCOMP_FUZZ_FACTOR");
-  arguments.runs = std::stoll(given[0]) * (factor != nullptr ? std::stoll(factor) : 1);
+  arguments.runs =
+      number_in(given[0], "RUNS") * (factor != nullptr ? number_in(factor, "LCOMP_FUZZ_FACTOR") : 1);
   for (size_t i = 1; i < given.size(); ++i) {
     if (!given[i].starts_with("--")) {
       pool.push_back(read_file(given[i]));
@@ -256,9 +266,9 @@ Arguments read_arguments(const std::vector<std::string>& given) {
     const std::string& option = given[i];
     if (++i == given.size()) refuse(option + " needs a value");
     if (option == "--seed") {
-      arguments.seed = std::stoll(given[i]);
+      arguments.seed = number_in(given[i], option);
     } else if (option == "--seconds") {
-      arguments.seconds = std::stod(given[i]);
+      arguments.seconds = static_cast<double>(number_in(given[i], option));
     } else if (option == "--dictionary") {
       add_dictionary(given[i]);
     } else if (option == "--corpus") {

@@ -1,6 +1,7 @@
 #include "pipeline/child_runs.h"
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 
 #include "cli/memory_policy.h"
 #include "lcomp/core/threads.h"
@@ -19,6 +21,7 @@ namespace {
 constexpr const char* kJobVariable = "LCOMP_TEST_CHILD_JOB";
 constexpr const char* kKillVariable = "LCOMP_TEST_CHILD_KILL_AT";
 constexpr const char* kLimitVariable = "LCOMP_TEST_CHILD_MOST_BYTES";
+constexpr const char* kGroupVariable = "LCOMP_TEST_CHILD_GROUP";
 
 fs::path result_file(const fs::path& job) {
   return job.string() + ".peak";
@@ -34,11 +37,62 @@ int64_t status_bytes(const std::string& key) {
   return 0;
 }
 
-/// Leaves room for `bytes` of resident memory. The limit is one of private mappings, touched or not.
-void limit_memory(int64_t bytes, int threads) {
+bool write_value(const fs::path& file, int64_t value) {
+  std::ofstream stream(file);
+  stream << value << std::flush;
+  return stream.good();
+}
+
+/// A control group below this process's own that limits memory, of cgroup v1 or v2; an empty path where there
+/// is none or this process may not make one.
+class MemoryGroup {
+ public:
+  MemoryGroup() {
+    std::ifstream groups("/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+      const std::string path = line.substr(line.rfind(':') + 1);
+      if (line.find(":memory:") != std::string::npos)
+        make("/sys/fs/cgroup/memory" + path, "memory.limit_in_bytes");
+      if (line.starts_with("0::")) make("/sys/fs/cgroup" + path, "memory.max");
+    }
+  }
+  ~MemoryGroup() {
+    if (!path_.empty()) ::rmdir(path_.c_str());
+  }
+  MemoryGroup(const MemoryGroup&) = delete;
+  MemoryGroup& operator=(const MemoryGroup&) = delete;
+
+  /// The file that takes the limit; empty without a group.
+  fs::path limit_file() const { return path_.empty() ? fs::path() : path_ / limit_name_; }
+
+ private:
+  void make(const fs::path& parent, const std::string& limit_name) {
+    const fs::path path = parent / ("lcomp-test-" + std::to_string(::getpid()));
+    if (!path_.empty() || ::mkdir(path.c_str(), 0755) != 0) return;
+    limit_name_ = limit_name;
+    path_ = path;
+    if (write_value(limit_file(), int64_t{1} << 40)) return;
+    ::rmdir(path.c_str());
+    path_.clear();
+  }
+
+  fs::path path_;
+  std::string limit_name_;
+};
+
+/// Leaves room for `bytes` of resident memory, by the group or, without one, by a limit of private mappings,
+/// touched or not.
+void limit_memory(int64_t bytes, int threads, const fs::path& group_limit) {
   const lcomp::ThreadPool pool(threads);  // OpenBLAS keeps the buffers that this makes it take
-  const auto room = static_cast<rlim_t>(bytes - status_bytes("VmRSS") + status_bytes("VmData"));
-  const rlimit limit{room, room};
+  const int64_t room = bytes - status_bytes("VmRSS");
+  if (!group_limit.empty()) {  // what is resident stays charged to the group before
+    REQUIRE(write_value(group_limit, room));
+    write_value(group_limit.parent_path() / "memory.swap.max", 0);
+    REQUIRE(write_value(group_limit.parent_path() / "cgroup.procs", ::getpid()));
+    return;
+  }
+  const auto data = static_cast<rlim_t>(room + status_bytes("VmData"));
+  const rlimit limit{data, data};
   REQUIRE(::setrlimit(RLIMIT_DATA, &limit) == 0);
 }
 
@@ -46,18 +100,27 @@ void limit_memory(int64_t bytes, int threads) {
 
 namespace lcomp::test {
 
+bool has_memory_groups() {
+  static const bool has = !MemoryGroup().limit_file().empty();
+  return has;
+}
+
 ChildRun run_in_child(const Json& job, int kill_at, int64_t most_bytes) {
   const TempDir dir;
   const fs::path file = dir / "job.json";
   write_text(file, job.dump());
   const std::string kill = std::to_string(kill_at);
   const std::string limit = std::to_string(most_bytes);
+  std::optional<MemoryGroup> group;
+  if (most_bytes > 0) group.emplace();
+  const std::string group_limit = group ? group->limit_file().string() : "";
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
     ::setenv(kJobVariable, file.c_str(), 1);
     ::setenv(kKillVariable, kill.c_str(), 1);
     ::setenv(kLimitVariable, limit.c_str(), 1);
+    ::setenv(kGroupVariable, group_limit.c_str(), 1);
     // A new program: threads of this one (OpenMP, BLAS) do not survive a fork.
     ::execl("/proc/self/exe", "lcomp_pipeline_tests", "[child-process]", "-o", (dir / "log").c_str(),
             nullptr);
@@ -79,11 +142,12 @@ TEST_CASE("child process of a test", "[.][child-process]") {
   const char* job_file = std::getenv(kJobVariable);
   const char* kill_at = std::getenv(kKillVariable);
   const char* most_bytes = std::getenv(kLimitVariable);
-  if (job_file == nullptr || kill_at == nullptr || most_bytes == nullptr) return;
+  const char* group = std::getenv(kGroupVariable);
+  if (job_file == nullptr || kill_at == nullptr || most_bytes == nullptr || group == nullptr) return;
   lcomp::cli::set_memory_policy();
   const lcomp::test::Json job = lcomp::test::read_json(job_file);
   if (const int64_t bytes = std::atoll(most_bytes); bytes > 0)
-    limit_memory(bytes, job.at("threads").get<int>());
+    limit_memory(bytes, job.at("threads").get<int>(), group);
   lcomp::test::Watcher watcher;
   watcher.at_sign = [last = std::atoi(kill_at)](int sign) {
     if (sign == last) ::kill(::getpid(), SIGKILL);

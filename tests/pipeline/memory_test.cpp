@@ -61,7 +61,7 @@ TEST_CASE("a run stays below a budget that is little above its estimate", "[pipe
   job["evaluate"] = {
       {"text", test::evaluation_text().string()}, {"window", 256}, {"max_windows", 8}, {"reference", true}};
   const auto estimate = pipeline::plan(test::parse(job), pipeline::builtin_methods()).memory.peak();
-  const auto budget = static_cast<int64_t>(estimate + estimate / 50);
+  const auto budget = static_cast<int64_t>(estimate + estimate / 30);
   job["max_memory"] = budget;
   const auto child = test::run_in_child(job);
   INFO(pass << ", cache " << cache << ": " << child.peak_bytes / 1'000'000 << " of " << budget / 1'000'000
@@ -70,7 +70,8 @@ TEST_CASE("a run stays below a budget that is little above its estimate", "[pipe
   REQUIRE(child.peak_bytes <= budget);
 }
 
-TEST_CASE("a budget is kept where the system gives no more", "[pipeline][memory][slow]") {
+TEST_CASE("a budget is kept where the system gives no more, and a run that it stopped goes on",
+          "[pipeline][memory][slow]") {
   const test::TempDir dir;
   const int64_t layers = GENERATE(8, 64);
   Json job = test::gptq_job(dir / "out");
@@ -83,24 +84,28 @@ TEST_CASE("a budget is kept where the system gives no more", "[pipeline][memory]
   const int64_t in_memory = peak("memory");
   const int64_t budget = peak("disk") / 50 * 51;
   REQUIRE(budget + 30'000'000 < in_memory);
-  // The system counts the holes that freed buffers leave in the heap, though their pages are given back.
-  const int64_t limit = budget + layers * 1'000'000;
-  // It bites: the same job with everything in memory fails.
-  if (layers == 8) {
-    peak("memory");
-    const auto refused = test::run_in_child(job, -1, limit);
-    REQUIRE_FALSE((refused.finished || refused.killed));
-  }
+  // Without a group the system counts the holes that freed buffers leave in the heap too, though their pages
+  // are given back.
+  const int64_t limit = budget + (test::has_memory_groups() ? 0 : layers * 1'000'000);
+  if (!test::has_memory_groups()) WARN("no control group can be made here: the limit is one of mappings");
+  // It bites: the same job with everything in memory does not come to its end.
+  peak("memory");
+  REQUIRE_FALSE(test::run_in_child(job, -1, limit).finished);
+  REQUIRE(fs::exists(test::work_dir_of(dir / "out")));
   job["calibration"]["cache"] = "auto";
   job["max_memory"] = budget;
   const auto child = test::run_in_child(job, -1, limit);
   INFO(layers << " blocks: " << child.peak_bytes / 1'000'000 << " of " << budget / 1'000'000 << " MB");
   REQUIRE(child.finished);
   REQUIRE(child.peak_bytes <= budget);
+  if (layers > 8) return;
+  job.erase("max_memory");
+  job["output"] = (dir / "whole").string();
+  test::run(job);
+  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "whole"));
 }
 
-TEST_CASE("the estimate of the peak is at most 10 % above it, 30 % with operators as large as SmolLM2's",
-          "[pipeline][memory][slow]") {
+TEST_CASE("the estimate of the peak is within 10 % of it", "[pipeline][memory][slow]") {
   const test::TempDir dir;
   const std::string shape = GENERATE("bundled", "narrow", "SmolLM2");
   fs::path model = test::bundled_model();
@@ -114,8 +119,9 @@ TEST_CASE("the estimate of the peak is at most 10 % above it, 30 % with operator
     model = test::write_llama(dir / "model", 3, {576, 1536, 9, 3, 49152, true}, *tokenizer);
   }
   const Json pass =
-      GENERATE(test::pass("gptq"), test::pass("awq"), Json{{"method", "sparsegpt"}},
-               Json{{"method", "svd_llm"}}, Json{{"method", "squeezellm"}}, Json{{"method", "fisher_mask"}});
+      GENERATE(test::pass("rtn"), test::pass("gptq"), test::pass("awq"), Json{{"method", "sparsegpt"}},
+               Json{{"method", "svd_llm"}}, Json{{"method", "squeezellm"}}, Json{{"method", "fisher_mask"}},
+               test::pass("lqer"));
   Json job = test::job_with(dir / "out", Json::array({pass}));
   job["model"] = model.string();
   job["calibration"].update({{"samples", 16}, {"length", 256}});
@@ -127,9 +133,8 @@ TEST_CASE("the estimate of the peak is at most 10 % above it, 30 % with operator
   REQUIRE(child.finished);
   const auto measured = static_cast<double>(child.peak_bytes);
   INFO(shape << ", " << pass << ": " << planned / 1e6 << " MB planned, " << measured / 1e6 << " MB measured");
-  CHECK(measured <= 1.02 * planned);
-  // The solver's part is one bound for several methods, which shows where operators are larger.
-  CHECK(planned <= (shape == "SmolLM2" ? 1.3 : 1.1) * measured);
+  CHECK(measured <= 1.1 * planned);
+  CHECK(planned <= 1.1 * measured);
 }
 
 TEST_CASE("a budget that cannot be kept is refused before anything is made", "[pipeline][memory]") {
@@ -141,6 +146,25 @@ TEST_CASE("a budget that cannot be kept is refused before anything is made", "[p
   REQUIRE_THAT(text, Catch::StartsWith("[job: /max_memory] the budget must cover the estimated peak of ") &&
                          Catch::Contains("program 18") && Catch::Contains("; it is 1 MB."));
   REQUIRE(io::list_directory(dir.path()).empty());
+}
+
+TEST_CASE("a budget a little smaller makes batches smaller, and the run gives the same bytes",
+          "[pipeline][memory]") {
+  const test::TempDir dir;
+  Json job = test::gptq_job(dir / "whole");
+  job["threads"] = 8;
+  job["calibration"].update({{"samples", 8}, {"length", 512}, {"cache", "disk"}});
+  const auto methods = pipeline::builtin_methods();
+  const pipeline::Plan plan = pipeline::plan(test::parse(job), methods);
+  REQUIRE(plan.batch_tokens == 8 * 512);
+  test::run(job);
+  job["output"] = (dir / "out").string();
+  job["max_memory"] = plan.memory.peak() - 1;
+  const pipeline::Plan smaller = pipeline::plan(test::parse(job), methods);
+  REQUIRE(smaller.batch_tokens == 2048);
+  REQUIRE(smaller.memory.peak() < plan.memory.peak());
+  test::run(job);
+  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "whole"));
 }
 
 TEST_CASE("a budget between the two puts the activations on disk, and the run there gives the same bytes",

@@ -261,6 +261,36 @@ TEST_CASE("activations that cannot be made again start the run from the beginnin
   REQUIRE(test::weights_hash(dir / "out") == whole.hash);
 }
 
+namespace {
+
+/// Stops the job when all blocks but the last are done.
+void interrupt_in_last_block(const Json& job) {
+  struct Counter final : test::Watcher {
+    int last_block = 0;
+    void progress(const Progress& step) override {
+      if (step.phase == "compress" && step.done + 1 == step.total) last_block = signs;
+      Watcher::progress(step);
+    }
+  } counter;
+  test::run(job, counter);
+  fs::remove_all(job.at("output").get<std::string>());
+  interrupt(job, counter.last_block - 1);
+}
+
+void add_to_weight(const fs::path& model, const std::string& name, double much) {
+  io::NamedTensors tensors;
+  {
+    const io::SafetensorsFile file(model / "model.safetensors");
+    for (const auto& info : file.tensors()) tensors.emplace_back(info.name, file.read(info.name).clone());
+  }
+  for (auto& [tensor_name, tensor] : tensors) {
+    if (tensor_name == name) tensor[0][0] += much;
+  }
+  io::write_safetensors(model / "model.safetensors", tensors);
+}
+
+}  // namespace
+
 TEST_CASE("a changed weight of a block has that block and those behind it done again, and the run says so",
           "[pipeline][resume]") {
   const test::TempDir dir;
@@ -272,32 +302,42 @@ TEST_CASE("a changed weight of a block has that block and those behind it done a
   const fs::path model = test::copy_of_model(dir);
   Json job = test::job_with(dir / "out", Json::array({pass}));
   job["model"] = model.string();
-  struct Counter final : test::Watcher {
-    int last_block = 0;
-    void progress(const Progress& step) override {
-      if (step.phase == "compress" && step.done + 1 == step.total) last_block = signs;
-      Watcher::progress(step);
-    }
-  } counter;
-  test::run(job, counter);
-  fs::remove_all(dir / "out");
-  interrupt(job, counter.last_block - 1);  // three blocks are done
-
-  io::NamedTensors tensors;
-  {
-    const io::SafetensorsFile file(model / "model.safetensors");
-    for (const auto& info : file.tensors()) tensors.emplace_back(info.name, file.read(info.name).clone());
-  }
-  for (auto& [name, tensor] : tensors) {
-    if (name == "model.layers.2.mlp.up_proj.weight") tensor[0][0] += 1;
-  }
-  io::write_safetensors(model / "model.safetensors", tensors);
+  interrupt_in_last_block(job);
+  add_to_weight(model, "model.layers.2.mlp.up_proj.weight", 1);
   test::Watcher watcher;
   const auto report = test::run(job, watcher);
   REQUIRE(watcher.notes.front() ==
           "block 3 and what is behind it is done again: it was committed for other inputs");
   REQUIRE(watcher.notes.back() == "continuing after 2 finished blocks of 4");
   REQUIRE(resumed_blocks(report) == 2);
+  job["output"] = (dir / "fresh").string();
+  test::run(job);
+  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+}
+
+TEST_CASE(
+    "a changed weight has the model surveyed again, and the blocks before it stand if the decision does",
+    "[pipeline][resume]") {
+  const test::TempDir dir;
+  const Json pass =
+      GENERATE(Json{{"method", "mixed_precision"},
+                    {"sensitivity", "outputs"},
+                    {"group_size", 64},
+                    {"bits_per_weight", 4.5}},
+               Json{{"method", "svd_llm"}, {"removed", 0.2}, {"rank_multiple", 8}, {"allocation", "energy"}});
+  // So little that the decision is the same; so much that it is another.
+  const double much = GENERATE(0.002, 100.0);
+  CAPTURE(pass.dump(), much);
+  const fs::path model = test::copy_of_model(dir);
+  Json job = test::job_with(dir / "out", Json::array({pass}));
+  job["model"] = model.string();
+  interrupt_in_last_block(job);
+  add_to_weight(model, "model.layers.2.mlp.up_proj.weight", much);
+  test::Watcher watcher;
+  const auto report = test::run(job, watcher);
+  REQUIRE(watcher.notes.front() ==
+          "block 3 and what is behind it is surveyed again: it was committed for other inputs");
+  REQUIRE(resumed_blocks(report) == (much < 1 ? 2 : 0));
   job["output"] = (dir / "fresh").string();
   test::run(job);
   REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));

@@ -28,6 +28,8 @@ struct PassOptions {
   virtual std::unique_ptr<PassOptions> clone() const = 0;
   /// Settings that have no effect as the others are. A job that changes one of them is refused.
   virtual std::vector<IdleSetting> idle() const { return {}; }
+  /// What a survey chose that is no field, as text: settings whose fields and text are the same do the same.
+  virtual std::string chosen() const { return {}; }
 
   /// The part of these settings that is a `Struct`, so that a pass works with the settings of every method
   /// whose chain it stands in. Throws InternalError when they have none.
@@ -48,7 +50,8 @@ struct PassOptions {
 };
 
 /// Plain option structs (each with `void visit(FieldVisitor&)`, and perhaps `std::vector<IdleSetting> idle()
-/// const`) as the settings of a pass; their fields stand side by side in the job file.
+/// const` and `std::string chosen() const`) as the settings of a pass; their fields stand side by side in the
+/// job file.
 /// `PassOptionsOf<QuantScheme, GptqOptions>` needs no further code.
 template <class... Structs>
 struct PassOptionsOf : PassOptions {
@@ -70,6 +73,7 @@ struct PassOptionsOf : PassOptions {
     (add_idle(std::get<Structs>(values), all), ...);
     return all;
   }
+  std::string chosen() const override { return (chosen_of(std::get<Structs>(values)) + ...); }
 
  protected:
   const void* find(const std::type_info& type) const override {
@@ -84,6 +88,11 @@ struct PassOptionsOf : PassOptions {
     if constexpr (requires { part.idle(); }) {
       for (const IdleSetting& setting : part.idle()) all.push_back(setting);
     }
+  }
+  template <class Struct>
+  static std::string chosen_of(const Struct& part) {
+    if constexpr (requires { part.chosen(); }) return part.chosen();
+    return {};
   }
 };
 
@@ -132,7 +141,30 @@ struct PlannedWeight {
   int64_t bytes_after = 0;
   bool rounds_input = false;  ///< what the operator reads is quantized as well
   double kept = 1;  ///< share of the weights that are not deleted: later passes find a smaller matrix
+  bool is_estimate = false;  ///< of `bytes_after`: the run decides
 };
+
+/// What solving takes, for estimates before a run. What stands here is for a method of which nothing is
+/// known.
+struct MethodCost {
+  /// Per weight, in products of float32: work that is no product is counted by what the processor would do
+  /// of these meanwhile.
+  double flops_per_weight = 40'000;
+  /// For each out * in^2 of an operator and in^3 of a group: its factorisations and triangular products.
+  double cubic = 3;
+  /// Memory for each weight of a block: what its operators become until they are written.
+  double result_bytes = 10;
+  /// While the operators of a group are solved, besides the statistics: memory for each element of the second
+  /// moment, and for each weight of the largest operator.
+  double moment_bytes = 24;
+  double weight_bytes = 60;
+};
+
+/// The greater of each.
+MethodCost operator|(const MethodCost& a, const MethodCost& b);
+
+/// `MethodInfo::cost` of a method whose settings make no great difference.
+std::function<MethodCost(const PassOptions&)> always(const MethodCost& cost);
 
 /// One row of the table of methods.
 struct MethodInfo {
@@ -157,6 +189,8 @@ struct MethodInfo {
   /// Settings that hold for the whole pass, by name: `make_passes` reads them from the entry, so that
   /// overrides must not change them.
   std::vector<std::string> pass_settings = {};
+  /// What solving takes with these settings, measured; without it, a generous guess.
+  std::function<MethodCost(const PassOptions&)> cost = {};
   /// Files that the settings name: what is in them is part of what an output depends on.
   std::function<std::vector<std::string>(const PassOptions&)> files = {};
   /// For methods that choose settings for the whole model by what they see in it (pipeline/survey.h): from

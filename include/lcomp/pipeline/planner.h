@@ -26,21 +26,22 @@ struct OperatorPlan {
   std::string scheme;                ///< what is stored
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
+  bool is_estimate = false;  ///< of `bytes_after`: what becomes of the operator is decided in the run
 };
 
 /// Estimated peak of the resident memory, in bytes, by what it is for.
 struct MemoryPlan {
   uint64_t program = 0;      ///< the process itself: libraries, tokenizer, freed memory that it keeps
-  uint64_t block = 0;        ///< weights of one block, stored and laid out for products
+  uint64_t block = 0;        ///< weights of one block, as stored and as they become
   uint64_t activations = 0;  ///< calibration samples kept in memory between blocks
   uint64_t statistics = 0;   ///< second moments held at once
-  uint64_t solver = 0;       ///< factorisation and working copy of the largest operator
-  uint64_t scratch = 0;      ///< per-thread buffers and the batch that feeds the statistics
+  uint64_t solver = 0;       ///< factorisations and working copies while operators are solved
+  uint64_t scratch = 0;      ///< per-thread buffers, weights laid out for products, the batch of a statistic
   uint64_t evaluation = 0;   ///< peak of the evaluation, which comes after the rest is freed
   uint64_t embedding = 0;    ///< peak of copying the tensors outside the blocks
   uint64_t gradients = 0;    ///< peak of the gradient sweep, which comes before the block loop
 
-  /// The larger of the phases that follow each other.
+  /// Of the largest of the phases that follow each other; statistics are taken, then operators solved.
   uint64_t peak() const;
 };
 
@@ -69,11 +70,10 @@ struct Plan {
   bool needs_samples = false;      ///< its samples pass the blocks in the block loop
   bool needs_gradients = false;    ///< they pass the blocks forth and back before it
   double gradient_matrices = 0;    ///< values that are kept of them for each weight
-  bool deletes_units = false;
-  bool factors_matrices = false;
-  std::set<size_t> moments;      ///< of which operators second moments are taken, in `operators`
-  uint64_t survey_bytes = 0;     ///< of what surveys add up over the blocks
-  bool observes_blocks = false;  ///< a pass takes the statistics of all groups of a block at once
+  double moment_matrices = 0;      ///< `[in, in]` matrices that the statistics of a group are, at most
+  std::set<size_t> moments;        ///< of which operators second moments are taken, in `operators`
+  uint64_t survey_bytes = 0;       ///< of what surveys add up over the blocks
+  bool observes_blocks = false;    ///< a pass takes the statistics of all groups of a block at once
   /// A pass compares what it reads with the model as it found it, which takes a second stream of samples.
   bool compares_streams = false;
   linalg::Precision compute = linalg::Precision::kF32;             ///< of the calibration's forward passes

@@ -48,7 +48,9 @@ class Survey {
   }
 
   /// The settings that the compression will use, from the numbers of all operators and the sums. Depends on
-  /// nothing else. `decision` gets one line for people.
+  /// nothing else. What is decided must show in the fields of the settings, in `PassOptions::chosen`, or in
+  /// the sums: blocks that were finished by the same decision are not done again. `decision` gets one line
+  /// for people.
   virtual OperatorSettings decide(const SurveyNumbers& numbers, const std::vector<OperatorPlan>& operators,
                                   const OperatorSettings& settings, std::string& decision) const = 0;
 };

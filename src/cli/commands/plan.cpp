@@ -77,13 +77,7 @@ std::string text_of(const pipeline::Plan& plan, double seconds) {
 Json settings_of(const pipeline::Plan& plan, size_t index) {
   Json settings = Json::array();
   for (const pipeline::OperatorSettings& pass : plan.settings) {
-    Json written = nullptr;
-    if (pass[index] != nullptr) {
-      written = Json::object();
-      pipeline::JsonWriter writer(written);
-      pass[index]->clone()->visit(writer);
-    }
-    settings.push_back(std::move(written));
+    settings.push_back(pass[index] != nullptr ? pipeline::settings_to_json(*pass[index]) : Json());
   }
   return settings;
 }

@@ -84,6 +84,14 @@ MethodInfo awq_method() {
       "2024)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<AwqPassOptions>(); };
+  info.cost = [](const PassOptions& options) {
+    return cost_with_solver({.flops_per_weight = 42'000,
+                             .cubic = 55,
+                             .result_bytes = 0.5,
+                             .moment_bytes = 16,
+                             .weight_bytes = 27},
+                            options);
+  };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     return plan_solved(options, "awq", op);
   };

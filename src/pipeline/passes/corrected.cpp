@@ -308,6 +308,11 @@ MethodInfo lqer_method() {
     settle_as_gptq<LqerOptions>(options, given, is_last);
   };
   info.plan_weight = plan_lqer;
+  info.cost = [](const PassOptions& options) {
+    const MethodCost own{
+        .flops_per_weight = 100'000, .cubic = 75, .result_bytes = 6.1, .moment_bytes = 1, .weight_bytes = 55};
+    return options.part<SolverOptions>().solver == Solver::kGptq ? own | kGptqCost : own;
+  };
   info.effect = [](const PassOptions& options) {
     Effect effect = scheme_effect(options);
     effect.factors = options.part<BesideOptions>().rank > 0;
@@ -330,6 +335,11 @@ MethodInfo oats_method() {
     return options;
   };
   info.plan_weight = plan_oats;
+  info.cost = always({.flops_per_weight = 100'000,
+                      .cubic = 600,
+                      .result_bytes = 8.1,
+                      .moment_bytes = 27,
+                      .weight_bytes = 50});
   info.effect = [](const PassOptions&) {
     return Effect{.quantizes = false, .factors = true, .keeps_zeros = false};
   };

@@ -207,15 +207,17 @@ MethodInfo tucker_layers_method() {
   info.summary = "operators of all layers in bases that the layers share, with a core for each";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<LayerTuckerPassOptions>(); };
+  info.cost = always(
+      {.flops_per_weight = 40'000, .cubic = 3, .result_bytes = 13, .moment_bytes = 35, .weight_bytes = 46});
   info.settle = [](PassOptions& options, const auto& given, bool is_last) {
     settle_mismatch(options.part<GptqOrderOptions>(), given, is_last);
   };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     const auto size = static_cast<double>(op.out_features * op.in_features) *
                       static_cast<double>(c10::elementSize(op.dtype));
-    return PlannedWeight{
-        .scheme = "about: a core in bases of all layers",
-        .bytes_after = std::llround(size * (1 - options.part<LayerTuckerOptions>().removed))};
+    return PlannedWeight{.scheme = "about: a core in bases of all layers",
+                         .bytes_after = std::llround(size * (1 - options.part<LayerTuckerOptions>().removed)),
+                         .is_estimate = true};
   };
   info.effect = [](const PassOptions&) {
     return Effect{.quantizes = false, .factors = true, .reads_all_weights = true, .keeps_zeros = false};

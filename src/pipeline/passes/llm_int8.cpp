@@ -60,6 +60,8 @@ MethodInfo llm_int8_method() {
   info.summary = "int8 products with outlier columns of the input apart (LLM.int8(), Dettmers et al. 2022)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<LlmInt8PassOptions>(); };
+  info.cost = always(
+      {.flops_per_weight = 5'000, .cubic = 0, .result_bytes = 1, .moment_bytes = 0, .weight_bytes = 34});
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     const auto& llm = options.part<quant::LlmInt8Options>();
     const bool all = llm.outlier_weights == quant::OutlierWeights::kOriginal;

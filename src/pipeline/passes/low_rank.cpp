@@ -68,14 +68,17 @@ struct Family {
   const char* summary;
   calib::Needs needs;
   MetricOf metric;
+  MethodCost cost;
 };
 
-const Family kSvd = {"svd",
-                     "two factors of low rank by singular values, without data: the baseline",
-                     {},
-                     [](const at::Tensor& weight, const calib::InputStats&, const PassOptions&) {
-                       return InputMetric::plain(weight.size(1));
-                     }};
+const Family kSvd = {
+    "svd",
+    "two factors of low rank by singular values, without data: the baseline",
+    {},
+    [](const at::Tensor& weight, const calib::InputStats&, const PassOptions&) {
+      return InputMetric::plain(weight.size(1));
+    },
+    {.flops_per_weight = 24'000, .cubic = 60, .result_bytes = 12, .moment_bytes = 0, .weight_bytes = 12}};
 
 const Family kFwsvd = {
     "fwsvd",
@@ -83,7 +86,8 @@ const Family kFwsvd = {
     {.gradient_squares = true},
     [](const at::Tensor&, const calib::InputStats& own, const PassOptions&) {
       return scaled_metric(own.gradient_squares.front().sum(0, false, at::kDouble).sqrt());
-    }};
+    },
+    {.flops_per_weight = 24'000, .cubic = 60, .result_bytes = 12.5, .moment_bytes = 0, .weight_bytes = 14}};
 
 const Family kAsvd = {
     "asvd",
@@ -91,7 +95,8 @@ const Family kAsvd = {
     {.abs_mean = true},
     [](const at::Tensor&, const calib::InputStats& own, const PassOptions& settings) {
       return scaled_metric(own.abs_mean.to(at::kDouble).pow(settings.part<AsvdOptions>().alpha));
-    }};
+    },
+    {.flops_per_weight = 24'000, .cubic = 60, .result_bytes = 3.1, .moment_bytes = 0, .weight_bytes = 40}};
 
 InputMetric moment_metric(const at::Tensor&, const calib::InputStats& own, const PassOptions&) {
   return InputMetric::moment(own.second_moment);
@@ -102,12 +107,15 @@ const Family kSvdLlm = {
     "two factors that change the outputs least, for the inputs as they are in the compressed model "
     "(Wang et al. 2025)",
     {.second_moment = true},
-    moment_metric};
+    moment_metric,
+    {.flops_per_weight = 12'000, .cubic = 38, .result_bytes = 11, .moment_bytes = 38, .weight_bytes = 46}};
 
-const Family kPca = {"pca",
-                     "projection of outputs or inputs on their principal directions",
-                     {.second_moment = true},
-                     moment_metric};
+const Family kPca = {
+    "pca",
+    "projection of outputs or inputs on their principal directions",
+    {.second_moment = true},
+    moment_metric,
+    {.flops_per_weight = 24'000, .cubic = 60, .result_bytes = 14, .moment_bytes = 24, .weight_bytes = 12}};
 
 /// The outer product of the mean taken off the second moment: the covariance times the number of tokens.
 at::Tensor covariance(const calib::InputStats& stats) {
@@ -272,6 +280,7 @@ MethodInfo family_method(const Family& family, FullFactors full) {
   info.summary = family.summary;
   info.needs_calibration = family.needs.any() || family.needs.gradients();
   info.default_options = [] { return std::make_unique<Options>(); };
+  info.cost = always(family.cost);
   info.plan_weight = [&family](const PassOptions& options, const PlannedOperator& op) {
     if (family.metric != moment_metric && options.part<RankOptions>().share != ShareFactor::kNone) {
       throw InvalidArgument(
@@ -293,6 +302,9 @@ template <class Options>
 MethodInfo updated_method(const Family& family) {
   MethodInfo info = family_method<Options>(family, full_factors(family));
   info.pass_settings.emplace_back("update");
+  info.cost = [&family](const PassOptions& options) {
+    return options.part<UpdateOptions>().update ? family.cost | kSvdLlm.cost : family.cost;
+  };
   info.make_passes = [&family](const PassOptions& options) {
     return chain_of(std::make_unique<LowRankPass>(family, options.part<UpdateOptions>().update, options));
   };

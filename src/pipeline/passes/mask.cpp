@@ -145,6 +145,7 @@ struct Facts {
   bool reads_inputs;
   bool reads_gradients;
   bool comparable = false;  ///< scores of different operators
+  MethodCost cost = {};
 };
 
 /// Masks of some rows, for surveys; what a refit adds does not count.
@@ -177,6 +178,7 @@ MethodInfo mask_method(const Facts& facts) {
   info.summary = facts.summary;
   info.needs_calibration = facts.reads_inputs || facts.reads_gradients;
   info.default_options = [] { return std::make_unique<Options>(); };
+  info.cost = always(facts.cost);
   info.plan_weight = [facts](const PassOptions& options, const PlannedOperator& op) {
     return plan_allocated(options, facts.name, facts.comparable, op);
   };
@@ -201,24 +203,46 @@ MethodInfo mask_method(const Facts& facts) {
 
 MethodInfo magnitude_method() {
   return mask_method<MaskPassOptions>(
-      {"magnitude", "removes the smallest weights", by_magnitude, false, false, true});
+      {"magnitude",
+       "removes the smallest weights",
+       by_magnitude,
+       false,
+       false,
+       true,
+       {.flops_per_weight = 14'000, .cubic = 0, .result_bytes = 7.5, .moment_bytes = 0, .weight_bytes = 0}});
 }
 
 MethodInfo wanda_method() {
   return mask_method<MaskPassOptions>(
-      {"wanda", "removes the weights with the least |w| |x| (Sun et al. 2024)", by_wanda, true, false});
+      {"wanda",
+       "removes the weights with the least |w| |x| (Sun et al. 2024)",
+       by_wanda,
+       true,
+       false,
+       false,
+       {.flops_per_weight = 19'000, .cubic = 1, .result_bytes = 3.4, .moment_bytes = 0, .weight_bytes = 33}});
 }
 
 MethodInfo ria_method() {
   return mask_method<RelativePassOptions>(
-      {"ria", "removes the weights that count least in their row and column (Zhang et al. 2024)",
-       by_relative_importance, true, false});
+      {"ria",
+       "removes the weights that count least in their row and column (Zhang et al. 2024)",
+       by_relative_importance,
+       true,
+       false,
+       false,
+       {.flops_per_weight = 19'000, .cubic = 1, .result_bytes = 4.1, .moment_bytes = 0, .weight_bytes = 30}});
 }
 
 MethodInfo obd_method() {
   return mask_method<MaskPassOptions>(
-      {"obd", "removes the weights with the least w^2 F, F the Fisher information (LeCun et al. 1989)",
-       by_damage, false, true, true});
+      {"obd",
+       "removes the weights with the least w^2 F, F the Fisher information (LeCun et al. 1989)",
+       by_damage,
+       false,
+       true,
+       true,
+       {.flops_per_weight = 14'000, .cubic = 0, .result_bytes = 9.2, .moment_bytes = 0, .weight_bytes = 33}});
 }
 
 MethodInfo wrp_method() {
@@ -232,6 +256,8 @@ MethodInfo wrp_method() {
     return options;
   };
   info.plan_weight = plan_recovered;
+  info.cost = always(
+      {.flops_per_weight = 23'000, .cubic = 1, .result_bytes = 6.7, .moment_bytes = 0, .weight_bytes = 37});
   info.make_passes = [](const PassOptions&) {
     return chain_of(linear_pass("wrp", {.second_moment = true}, true, prune_and_recover));
   };

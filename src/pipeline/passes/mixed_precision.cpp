@@ -273,6 +273,8 @@ MethodInfo mixed_precision_method() {
     return options;
   };
   info.settle = settle_as_gptq<Options>;
+  info.cost = always(
+      {.flops_per_weight = 150'000, .cubic = 30, .result_bytes = 4, .moment_bytes = 3, .weight_bytes = 35});
   info.plan_weight = plan_weight;
   info.effect = scheme_effect;
   info.pass_settings = {"true_sequential", "bits_per_weight", "sensitivity", "trust"};

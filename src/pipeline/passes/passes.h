@@ -57,6 +57,9 @@ void settle_as_gptq(PassOptions& options, const std::function<bool(std::string_v
               given, is_last);
 }
 
+inline constexpr MethodCost kGptqCost{
+    .flops_per_weight = 40'000, .cubic = 3, .result_bytes = 3.5, .moment_bytes = 3, .weight_bytes = 30};
+
 /// The settings of GPTQ, of a method whose solver is another.
 std::vector<IdleSetting> idle_without_gptq();
 

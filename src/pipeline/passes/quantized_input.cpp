@@ -113,6 +113,11 @@ MethodInfo int8_method() {
   info.name = "int8";
   info.summary = "weights and activations as integers, 8 bits by default; products of integers";
   info.default_options = int8_options;
+  info.cost = [](const PassOptions& options) {
+    const MethodCost own{
+        .flops_per_weight = 5'000, .cubic = 0, .result_bytes = 3.4, .moment_bytes = 0, .weight_bytes = 6};
+    return options.part<SolverOptions>().solver == Solver::kGptq ? own | kGptqCost : own;
+  };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     const bool gptq = options.part<SolverOptions>().solver == Solver::kGptq;
     check_solver(options, gptq ? TransformSolver::kGptq : TransformSolver::kRtn, "int8");

@@ -400,7 +400,10 @@ PlannedWeight plan_factors(const PassOptions& options, const char* method, const
             .bytes_after = out * in * static_cast<int64_t>(c10::elementSize(op.dtype))};
   }
   PlannedWeight planned = plan_factored(options.part<FactorOptions>(), ranks.form, rank, method, op);
-  if (allocated) planned.scheme = fmt::format("about {}, by {}", planned.scheme, name_of(ranks.allocation));
+  if (allocated) {
+    planned.scheme = fmt::format("about {}, by {}", planned.scheme, name_of(ranks.allocation));
+    planned.is_estimate = true;
+  }
   if (ranks.share == ShareFactor::kAuto) planned.scheme += ", or a shared factor";
   return planned;
 }

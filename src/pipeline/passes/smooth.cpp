@@ -166,6 +166,11 @@ MethodInfo smoothquant_method() {
       "(Xiao et al. 2023)";
   info.needs_calibration = true;
   info.default_options = smooth_options;
+  info.cost = [](const PassOptions& options) {
+    return cost_with_solver(
+        {.flops_per_weight = 5'000, .cubic = 0, .result_bytes = 3.5, .moment_bytes = 0, .weight_bytes = 6},
+        options);
+  };
   info.plan_weight = plan_smooth;
   info.effect = [](const PassOptions& options) {
     return Effect{.transforms = true,

@@ -75,6 +75,10 @@ PlannedWeight plan_solved(const PassOptions& options, const char* method, const 
   return solver == TransformSolver::kNone ? plan_scaled(op) : planned;
 }
 
+MethodCost cost_with_solver(const MethodCost& own, const PassOptions& options) {
+  return options.part<TransformSolverOptions>().solver == TransformSolver::kGptq ? own | kGptqCost : own;
+}
+
 std::unique_ptr<Pass> solver_pass(const std::string& method, const PassOptions& options) {
   switch (options.part<TransformSolverOptions>().solver) {
     case TransformSolver::kRtn:

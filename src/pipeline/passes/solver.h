@@ -54,6 +54,9 @@ void check_solver(const PassOptions& options, TransformSolver solver, const char
 /// TransformSolverOptions).
 PlannedWeight plan_solved(const PassOptions& options, const char* method, const PlannedOperator& op);
 
+/// What a method takes that ends in a solver, from what it takes itself.
+MethodCost cost_with_solver(const MethodCost& own, const PassOptions& options);
+
 /// The solver's pass under the name of the method; null for `none`.
 std::unique_ptr<Pass> solver_pass(const std::string& method, const PassOptions& options);
 

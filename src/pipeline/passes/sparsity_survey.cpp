@@ -391,6 +391,7 @@ PlannedWeight plan_allocated(const PassOptions& options, const char* method, boo
                                               a.min_sparsity, a.max_sparsity));
   }
   planned.scheme = fmt::format("about {}, by {}", planned.scheme, name);
+  planned.is_estimate = true;
   return planned;
 }
 

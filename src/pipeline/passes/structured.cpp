@@ -192,6 +192,8 @@ MethodInfo fisher_mask_method() {
   info.summary = "deletes attention heads and channels by the Fisher information of masks (Kwon et al. 2022)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<FisherMaskSettings>(); };
+  info.cost = always(
+      {.flops_per_weight = 12'000, .cubic = 5, .result_bytes = 0.6, .moment_bytes = 14, .weight_bytes = 67});
   info.plan_weight = plan_units;
   info.make_passes = [](const PassOptions& options) {
     const auto& own = options.part<FisherMaskOptions>();
@@ -215,6 +217,8 @@ MethodInfo llm_pruner_method() {
       "deletes attention heads and channels by Taylor importance of their weights (Ma et al. 2023)";
   info.needs_calibration = false;
   info.default_options = [] { return std::make_unique<PrunerSettings>(); };
+  info.cost = always(
+      {.flops_per_weight = 12'000, .cubic = 5, .result_bytes = 5.2, .moment_bytes = 7, .weight_bytes = 64});
   info.plan_weight = plan_units;
   info.make_passes = [](const PassOptions& options) {
     return chain_of(std::make_unique<UnitPass>("llm_pruner", options, false, 1));

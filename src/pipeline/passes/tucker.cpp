@@ -187,6 +187,8 @@ MethodInfo tucker_heads_method() {
   info.summary = "attention in bases that all heads share, with a core for each head (Gu et al. 2025)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<TuckerPassOptions>(); };
+  info.cost = always(
+      {.flops_per_weight = 40'000, .cubic = 3, .result_bytes = 12, .moment_bytes = 24, .weight_bytes = 40});
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     if (!op.attends)
       throw InvalidArgument(
@@ -200,9 +202,10 @@ MethodInfo tucker_heads_method() {
         tucker.hidden_share * static_cast<double>(std::max(op.out_features, op.in_features));
     return PlannedWeight{
         .scheme = "about: bases that all heads share",
-        .bytes_after = element * static_cast<int64_t>(size * tucker.hidden_share * tucker.head_share +
-                                                      hidden * static_cast<double>(std::max(
-                                                                   op.out_features, op.in_features)))};
+        .bytes_after = element * static_cast<int64_t>(
+                                     size * tucker.hidden_share * tucker.head_share +
+                                     hidden * static_cast<double>(std::max(op.out_features, op.in_features))),
+        .is_estimate = true};
   };
   info.effect = [](const PassOptions&) {
     return Effect{.quantizes = false, .factors = true, .keeps_zeros = false};

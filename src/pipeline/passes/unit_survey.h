@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <fmt/ranges.h>
 
 #include <array>
 #include <cstdint>
@@ -110,6 +111,7 @@ struct ChosenUnits {
   std::vector<int64_t> kept;
 
   void visit(FieldVisitor& /*v*/) {}
+  std::string chosen() const { return fmt::format("{}", kept); }
 };
 
 using FisherMaskSettings = PassOptionsOf<ShrinkOptions, FisherMaskOptions, ChosenUnits>;
