@@ -13,6 +13,8 @@ using calib::ActivationCache;
 /// Resident memory of the process with its libraries, and of the tokenizer for each entry, measured.
 constexpr double kProgramBytes = 184e6;
 constexpr double kEntryBytes = 400;
+/// What another thread keeps of the buffers of products and solvers, measured.
+constexpr double kThreadBytes = 10e6;
 /// Windows that a job without `max_windows` is planned for, before its text is read.
 constexpr int64_t kAssumedWindows = 160;
 
@@ -21,8 +23,7 @@ struct Sizes {
   double block_parameters = 0;
   double largest_group = 0;  // operators that read one input
   double widest_input = 0;
-  double all_moments = 0;     // sum over groups of in^2
-  double largest_moment = 0;  // largest in^2
+  double all_moments = 0;  // sum over groups of in^2
   double largest_operator = 0;
   double rounding = 0;  // values per token: the widest operator's input and output
 };
@@ -46,7 +47,6 @@ Sizes measure(const model::Architecture& a) {
         of_group += static_cast<double>(ops[op].out_features) * static_cast<double>(ops[op].in_features);
       s.largest_group = std::max(s.largest_group, of_group);
       moments += in * in;
-      s.largest_moment = std::max(s.largest_moment, in * in);
     }
     s.block_parameters = std::max(s.block_parameters, parameters);
     s.all_moments = std::max(s.all_moments, moments);
@@ -90,6 +90,23 @@ void add_samples(const Job& job, const model::Architecture& a, const Plan& plan,
 MethodCost cost_of(const PassSpec& pass, const MethodTable& methods) {
   const MethodInfo& method = methods.find(pass.method);
   return method.cost ? method.cost(*pass.options) : MethodCost{};
+}
+
+double square(int64_t side) {
+  return static_cast<double>(side) * static_cast<double>(side);
+}
+
+/// What pass `p` takes while it solves the largest of its operators.
+uint64_t solver_bytes(const Job& job, const MethodTable& methods, const Plan& plan, size_t p) {
+  double moment = 0, weights = 0;
+  for (size_t i = 0; i < plan.operators.size(); ++i) {
+    if (!plan.settings[p][i]) continue;
+    const OperatorPlan& op = plan.operators[i];
+    moment = std::max(moment, square(op.in_features));
+    weights = std::max(weights, static_cast<double>(op.out_features) * static_cast<double>(op.in_features));
+  }
+  const MethodCost cost = cost_of(job.passes[p], methods);
+  return to_bytes(moment * cost.moment_bytes + weights * cost.weight_bytes);
 }
 
 /// Operations of a method of that cost on all operators of the model.
@@ -145,15 +162,17 @@ MemoryPlan estimate_memory(const Job& job, const MethodTable& methods, const mod
   MethodCost cost{0, 0, 0, 0, 0};
   for (const PassSpec& pass : job.passes) cost = cost | cost_of(pass, methods);
   // Freed buffers of the smaller operators stay with the process, between others that are in use.
-  m.block =
-      to_bytes(s.block_parameters * (stored + cost.result_bytes) + std::min(80.0 * s.largest_operator, 14e6));
-  m.solver = to_bytes(s.largest_moment * cost.moment_bytes + s.largest_operator * cost.weight_bytes);
+  m.block = to_bytes(s.block_parameters * (stored + cost.result_bytes) +
+                     std::min(80.0 * s.largest_operator, 14e6) + kThreadBytes * (plan.threads - 1));
+  for (size_t p = 0; p < job.passes.size(); ++p)
+    m.solver = std::max(m.solver, solver_bytes(job, methods, plan, p));
   if (plan.needs_samples) {
-    m.statistics =
-        to_bytes((plan.observes_blocks ? s.all_moments : s.largest_moment) * 4.0 * plan.moment_matrices);
+    double moment = plan.observes_blocks ? s.all_moments : 0;
+    for (const size_t i : plan.moments) moment = std::max(moment, square(plan.operators[i].in_features));
+    m.statistics = to_bytes(4.0 * moment * plan.moment_matrices);
     add_samples(job, a, plan, m);
   }
-  m.statistics += plan.survey_bytes;
+  m.surveys = plan.survey_bytes;
   if (plan.needs_gradients) {
     calib::GradientOptions options;
     options.head_tokens = std::min(options.head_tokens, job.calibration.samples * job.calibration.length);
@@ -181,8 +200,17 @@ MemoryPlan estimate_memory(const Job& job, const MethodTable& methods, const mod
 
 /// While statistics are taken nothing is solved, and what was in use for them is free when that is.
 uint64_t MemoryPlan::peak() const {
-  const uint64_t compression = block + activations + statistics + std::max(solver, scratch);
-  return program + std::max({compression, evaluation, embedding, gradients});
+  const uint64_t held = block + activations + statistics;
+  const uint64_t compression = held + std::max(solver, scratch);
+  const uint64_t surveying = surveys > 0 ? held + surveys + scratch : 0;
+  return program + std::max({compression, surveying, evaluation, embedding, gradients});
+}
+
+std::vector<std::pair<std::string, uint64_t>> MemoryPlan::parts() const {
+  return {{"program", program},       {"block", block},           {"activations", activations},
+          {"statistics", statistics}, {"solver", solver},         {"scratch", scratch},
+          {"surveys", surveys},       {"evaluation", evaluation}, {"embedding", embedding},
+          {"gradients", gradients}};
 }
 
 uint64_t estimate_disk(const Job& job, const model::Model& model, const Plan& plan) {

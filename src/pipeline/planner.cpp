@@ -364,18 +364,15 @@ void check_encoder(const Job& job, const model::Model& model, const Plan& plan) 
 
 void check_budget(const Job& job, const Plan& plan) {
   if (job.max_memory <= 0 || plan.memory.peak() <= static_cast<uint64_t>(job.max_memory)) return;
+  std::string parts;
+  for (const auto& [part, bytes] : plan.memory.parts()) {
+    if (bytes > 0) parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", part, bytes / 1'000'000);
+  }
   throw ResourceError(
       "job: /max_memory",
-      fmt::format("the budget must cover the estimated peak of {} MB (program {}, block {}, "
-                  "activations {}, statistics {}, solver {}, "
-                  "scratch {}, evaluation {}, gradients {} MB); it is {} MB. Fewer or shorter calibration "
-                  "samples, fewer threads or evaluation "
-                  "windows need less",
-                  plan.memory.peak() / 1'000'000, plan.memory.program / 1'000'000,
-                  plan.memory.block / 1'000'000, plan.memory.activations / 1'000'000,
-                  plan.memory.statistics / 1'000'000, plan.memory.solver / 1'000'000,
-                  plan.memory.scratch / 1'000'000, plan.memory.evaluation / 1'000'000,
-                  plan.memory.gradients / 1'000'000, job.max_memory / 1'000'000));
+      fmt::format("the budget must cover the estimated peak of {} MB ({} MB); it is {} MB. Fewer or shorter "
+                  "calibration samples, fewer threads or evaluation windows need less",
+                  plan.memory.peak() / 1'000'000, parts, job.max_memory / 1'000'000));
 }
 
 /// Of one long sample, or of short ones that enter a statistic together: threads then wait for each other.

@@ -49,8 +49,9 @@ TEST_CASE("a model of 70 billion weights is planned from its headers in seconds"
   CHECK(plan.bytes_after < plan.bytes_before);
   // The parts of the output and its shards.
   CHECK(plan.disk_bytes >= 2 * plan.bytes_after);
-  // A block of bfloat16, and float32 as products take it.
-  CHECK(plan.memory.block >= uint64_t{6} * 855'638'016);
+  // A block of bfloat16; gate and up in float32 as products take them.
+  CHECK(plan.memory.block >= uint64_t{2} * 855'638'016);
+  if (plan.needs_samples) CHECK(plan.memory.scratch >= uint64_t{4} * 2 * 8192 * 28672);
   CHECK(plan.memory.peak() < 300'000'000'000);
   CHECK(seconds > 60);
   CHECK_FALSE(fs::exists(model.string() + "-out.lcomp-work"));

@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lcomp/linalg/gemm.h"
@@ -37,12 +38,15 @@ struct MemoryPlan {
   uint64_t statistics = 0;   ///< second moments held at once
   uint64_t solver = 0;       ///< factorisations and working copies while operators are solved
   uint64_t scratch = 0;      ///< per-thread buffers, weights laid out for products, the batch of a statistic
+  uint64_t surveys = 0;      ///< what surveys add up over the whole model, before anything of it is solved
   uint64_t evaluation = 0;   ///< peak of the evaluation, which comes after the rest is freed
   uint64_t embedding = 0;    ///< peak of copying the tensors outside the blocks
   uint64_t gradients = 0;    ///< peak of the gradient sweep, which comes before the block loop
 
   /// Of the largest of the phases that follow each other; statistics are taken, then operators solved.
   uint64_t peak() const;
+  /// All of the above by name, in this order.
+  std::vector<std::pair<std::string, uint64_t>> parts() const;
 };
 
 /// Arithmetic of a job in floating-point operations, as if all of it were products of matrices: other work is

@@ -100,7 +100,8 @@ Json json_of(const pipeline::Plan& plan, double seconds) {
     row["settings"] = settings_of(plan, i);
     operators.push_back(std::move(row));
   }
-  const pipeline::MemoryPlan& memory = plan.memory;
+  Json memory = {{"peak", plan.memory.peak()}};
+  for (const auto& [part, bytes] : plan.memory.parts()) memory[part] = bytes;
   const pipeline::WorkPlan& work = plan.work;
   return {{"parameters", plan.parameters},
           {"parameters_after", plan.parameters_after},
@@ -108,17 +109,7 @@ Json json_of(const pipeline::Plan& plan, double seconds) {
           {"bytes_before", plan.bytes_before},
           {"bytes_after", plan.bytes_after},
           {"disk_bytes", plan.disk_bytes},
-          {"memory",
-           {{"peak", memory.peak()},
-            {"program", memory.program},
-            {"block", memory.block},
-            {"activations", memory.activations},
-            {"statistics", memory.statistics},
-            {"solver", memory.solver},
-            {"scratch", memory.scratch},
-            {"evaluation", memory.evaluation},
-            {"embedding", memory.embedding},
-            {"gradients", memory.gradients}}},
+          {"memory", std::move(memory)},
           {"threads", plan.threads},
           {"compute", precision_name(plan.compute)},
           {"needs_calibration", plan.needs_calibration},

@@ -310,7 +310,7 @@ MethodInfo lqer_method() {
   info.plan_weight = plan_lqer;
   info.cost = [](const PassOptions& options) {
     const MethodCost own{
-        .flops_per_weight = 100'000, .cubic = 75, .result_bytes = 6.1, .moment_bytes = 1, .weight_bytes = 55};
+        .flops_per_weight = 100'000, .cubic = 75, .result_bytes = 7.5, .moment_bytes = 1, .weight_bytes = 63};
     return options.part<SolverOptions>().solver == Solver::kGptq ? own | kGptqCost : own;
   };
   info.effect = [](const PassOptions& options) {

@@ -108,7 +108,7 @@ const Family kSvdLlm = {
     "(Wang et al. 2025)",
     {.second_moment = true},
     moment_metric,
-    {.flops_per_weight = 12'000, .cubic = 38, .result_bytes = 11, .moment_bytes = 38, .weight_bytes = 46}};
+    {.flops_per_weight = 12'000, .cubic = 38, .result_bytes = 11, .moment_bytes = 44, .weight_bytes = 46}};
 
 const Family kPca = {
     "pca",

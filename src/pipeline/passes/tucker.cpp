@@ -188,7 +188,7 @@ MethodInfo tucker_heads_method() {
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<TuckerPassOptions>(); };
   info.cost = always(
-      {.flops_per_weight = 40'000, .cubic = 3, .result_bytes = 12, .moment_bytes = 24, .weight_bytes = 40});
+      {.flops_per_weight = 40'000, .cubic = 3, .result_bytes = 5, .moment_bytes = 24, .weight_bytes = 40});
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     if (!op.attends)
       throw InvalidArgument(
