@@ -12,6 +12,20 @@
 namespace lcomp::pipeline {
 namespace {
 
+std::string rung_text(linalg::Rung rung) {
+  switch (rung) {
+    case linalg::Rung::kPlain:
+      return "cholesky";
+    case linalg::Rung::kMoreDamping:
+      return "more damping";
+    case linalg::Rung::kDiagonalFloor:
+      return "diagonal floor";
+    case linalg::Rung::kFailed:
+      break;
+  }
+  return "failed";
+}
+
 /// What measures best at 3 and 4 bits (docs/quantization.md).
 constexpr int64_t kSweeps = 2;
 
@@ -22,14 +36,13 @@ MatrixResult to_matrix_result(quant::GptqResult result) {
   row.loss = result.loss;
   if (std::isfinite(result.rtn_loss)) row.rtn_loss = result.rtn_loss;
   row.damping = result.damping;
-  row.rung = rung_text(result.rung);
-  row.rung_index = static_cast<int64_t>(result.rung);
+  report_rung(result.rung, row);
   row.dead_columns = result.dead_columns;
-  row.fell_back = result.fell_back;
   if (result.fell_back) {
-    row.fallback = result.rung == linalg::Rung::kFailed
-                       ? "rtn: the second moment could not be factored"
-                       : fmt::format("rtn: its loss {:.4g} is not above that of gptq", result.rtn_loss);
+    report_fallback(result.rung == linalg::Rung::kFailed
+                        ? "rtn: the second moment could not be factored"
+                        : fmt::format("rtn: its loss {:.4g} is not above that of gptq", result.rtn_loss),
+                    row);
   }
   return {std::make_shared<quant::QuantizedWeight>(std::move(result.weight)), std::move(row)};
 }
@@ -124,6 +137,21 @@ class GptqPass final : public Pass {
 
 }  // namespace
 
+void report_step(std::string step, int64_t index, OperatorRow& row) {
+  if (!row.rung.empty() && index <= row.rung_index) return;
+  row.rung = std::move(step);
+  row.rung_index = index;
+}
+
+void report_rung(linalg::Rung rung, OperatorRow& row) {
+  report_step(rung_text(rung), static_cast<int64_t>(rung), row);
+}
+
+void report_fallback(std::string fallback, OperatorRow& row) {
+  row.fell_back = true;
+  row.fallback = std::move(fallback);
+}
+
 std::vector<IdleSetting> idle_without_gptq() {
   std::vector<IdleSetting> idle;
   for (const std::string_view name : {"block_size", "damping", "act_order", "static_groups", "stale_groups",
@@ -134,20 +162,6 @@ std::vector<IdleSetting> idle_without_gptq() {
 
 std::vector<IdleSetting> SolverOptions::idle() const {
   return solver == Solver::kGptq ? std::vector<IdleSetting>{} : idle_without_gptq();
-}
-
-std::string rung_text(linalg::Rung rung) {
-  switch (rung) {
-    case linalg::Rung::kPlain:
-      return "cholesky";
-    case linalg::Rung::kMoreDamping:
-      return "more damping";
-    case linalg::Rung::kDiagonalFloor:
-      return "diagonal floor";
-    case linalg::Rung::kFailed:
-      break;
-  }
-  return "failed";
 }
 
 double mismatch_weight(const model::Block& block, size_t group, const PassOptions& settings,

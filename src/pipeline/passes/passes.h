@@ -92,8 +92,14 @@ PlannedWeight plan_quantized_input(const PassOptions& options, const char* metho
 double mismatch_weight(const model::Block& block, size_t group, const PassOptions& settings,
                        const calib::InputStats& stats, double damping, const PassContext& context);
 
-/// A rung of the ladder of factorisations, for reports.
-std::string rung_text(linalg::Rung rung);
+/// Notes in the row the rung of the ladder of factorisations that a damped inverse took; of several the
+/// furthest from the regular way.
+void report_rung(linalg::Rung rung, OperatorRow& row);
+/// The same for ways that are no such rungs: 0 is the regular one.
+void report_step(std::string step, int64_t index, OperatorRow& row);
+
+/// What was done instead of the method's own, and why.
+void report_fallback(std::string fallback, OperatorRow& row);
 
 MethodInfo rtn_method();
 MethodInfo gptq_method();

@@ -108,15 +108,13 @@ class SparseGptPass final : public Pass {
     MatrixResult result;
     result.row.loss = found.loss;
     result.row.damping = found.damping;
-    result.row.rung = rung_text(found.rung);
-    result.row.rung_index = static_cast<int64_t>(found.rung);
+    report_rung(found.rung, result.row);
     result.row.dead_columns = found.dead_columns;
-    result.row.fell_back = found.fell_back;
     if (found.fell_back) {
-      result.row.fallback =
-          found.rung == linalg::Rung::kFailed
-              ? "wanda: the second moment could not be factored"
-              : fmt::format("wanda: its loss {:.4g} is not above that of sparsegpt", found.loss);
+      report_fallback(found.rung == linalg::Rung::kFailed
+                          ? "wanda: the second moment could not be factored"
+                          : fmt::format("wanda: its loss {:.4g} is not above that of sparsegpt", found.loss),
+                      result.row);
     }
     result.weight = found.quantized ? std::make_shared<quant::QuantizedWeight>(std::move(*found.quantized))
                                     : store_sparse(found.weight, settings.part<SparseStorageOptions>(),

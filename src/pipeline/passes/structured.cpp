@@ -29,8 +29,7 @@ constexpr double kLargestFactor = 10;
 
 void fall_back(const std::string& reason, const PassContext& context, OperatorRow& row) {
   if (context.strict) throw NumericalError("compensate", "columns must be made up for; " + reason);
-  row.fell_back = true;
-  row.fallback = "columns as they were: " + reason;
+  report_fallback("columns as they were: " + reason, row);
 }
 
 /// Rows or columns of the units `kept`.
@@ -52,8 +51,7 @@ Narrowed narrowed(const at::Tensor& weight, const std::vector<int64_t>& kept, in
   if (options.compensate == Compensation::kRefit) {
     auto fitted = sparse::refit_columns(weight, moment, columns, options.damping, &context.pool);
     result.row.damping = fitted.damping;
-    result.row.rung = rung_text(fitted.rung);
-    result.row.rung_index = static_cast<int64_t>(fitted.rung);
+    report_rung(fitted.rung, result.row);
     if (fitted.failed) fall_back("their least squares could not be had", context, result.row);
     result.weight = fitted.weight;
   } else {

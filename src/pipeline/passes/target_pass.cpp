@@ -13,13 +13,6 @@ namespace {
 constexpr double kMismatchDamping = 0.01;
 constexpr double kLeastScale = 1e-6;
 
-/// The step furthest from the regular way is the one that the row names.
-void report_step(std::string step, int64_t index, OperatorRow& row) {
-  if (!row.rung.empty() && index <= row.rung_index) return;
-  row.rung = std::move(step);
-  row.rung_index = index;
-}
-
 /// Notes in the row how the target was moved and how its moment was factored.
 void report_solving(const Target& target, OperatorRow& row) {
   if (target.moment != nullptr) report_factoring(*target.moment, row);
@@ -51,15 +44,6 @@ void report_factoring(const lowrank::InputMetric& metric, OperatorRow& row) {
   } else {
     report_rung(linalg::Rung::kPlain, row);
   }
-}
-
-void report_rung(linalg::Rung rung, OperatorRow& row) {
-  report_step(rung_text(rung), static_cast<int64_t>(rung), row);
-}
-
-void report_fallback(std::string fallback, OperatorRow& row) {
-  row.fell_back = true;
-  row.fallback = std::move(fallback);
 }
 
 Correction TargetPass::correction(const model::Block& block, size_t group, const PassOptions& settings,

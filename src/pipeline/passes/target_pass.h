@@ -16,12 +16,6 @@ lowrank::InputMetric scaled_metric(const at::Tensor& scale);
 /// Notes in the row how the metric was factored, if it was: by Cholesky, or, further from the regular way, by
 /// eigenvalues. Of several such steps the row names the furthest.
 void report_factoring(const lowrank::InputMetric& metric, OperatorRow& row);
-/// The same for the rung that a damped inverse took.
-void report_rung(linalg::Rung rung, OperatorRow& row);
-
-/// What was done instead of the method's own, and why.
-void report_fallback(std::string fallback, OperatorRow& row);
-
 /// How far the targets of a group are moved, and what finding it took.
 struct Correction {
   at::Tensor factor;  ///< [in, in], of the weights; undefined for nothing
