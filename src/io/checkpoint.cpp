@@ -20,6 +20,22 @@ constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr uint64_t kHashPiece = uint64_t{1} << 20;
 
+/// Of type, shape and bytes of a tensor in a file or a checkpoint.
+template <class Source>
+std::string hash_of_tensor_in(const Source& source, const std::string& name) {
+  const TensorInfo& tensor = source.info(name);
+  Hasher hasher;
+  hasher.add(describe(tensor));
+  std::vector<std::byte> buffer(std::min(tensor.bytes(), kHashPiece));
+  for (uint64_t done = 0; done < tensor.bytes();) {
+    const auto piece = std::span(buffer).first(std::min<uint64_t>(buffer.size(), tensor.bytes() - done));
+    source.read_bytes(name, done, piece);
+    hasher.add(piece.data(), piece.size());
+    done += piece.size();
+  }
+  return hasher.hex();
+}
+
 /// Tensors of one or several safetensors files.
 class FileCheckpoint final : public Checkpoint {
  public:
@@ -92,14 +108,7 @@ class FileCheckpoint final : public Checkpoint {
   }
 
   void check_twin(const std::string& name, const SafetensorsFile& first, const SafetensorsFile& second) {
-    const TensorInfo& a = first.info(name);
-    const TensorInfo& b = second.info(name);
-    const auto bytes_a = first.raw(name);
-    const auto bytes_b = second.raw(name);
-    const bool equal = a.dtype == b.dtype && a.shape == b.shape &&
-                       std::equal(bytes_a.begin(), bytes_a.end(), bytes_b.begin(), bytes_b.end());
-    first.release(name);
-    second.release(name);
+    const bool equal = hash_of_tensor_in(first, name) == hash_of_tensor_in(second, name);
     const std::string both =
         fmt::format("{} and {}", first.path().filename().string(), second.path().filename().string());
     if (!equal)
@@ -170,17 +179,7 @@ at::Tensor Checkpoint::read_codes(const std::string& name) const {
 }
 
 std::string Checkpoint::hash_of_tensor(const std::string& name) const {
-  const TensorInfo& tensor = info(name);
-  Hasher hasher;
-  hasher.add(describe(tensor));
-  std::vector<std::byte> buffer(std::min(tensor.bytes(), kHashPiece));
-  for (uint64_t done = 0; done < tensor.bytes();) {
-    const auto piece = std::span(buffer).first(std::min<uint64_t>(buffer.size(), tensor.bytes() - done));
-    read_bytes(name, done, piece);
-    hasher.add(piece.data(), piece.size());
-    done += piece.size();
-  }
-  return hasher.hex();
+  return hash_of_tensor_in(*this, name);
 }
 
 uint64_t Checkpoint::total_bytes() const {

@@ -1,8 +1,5 @@
 #include "lcomp/io/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-
 #include <unordered_map>
 
 #include "io/descriptor.h"
@@ -11,48 +8,9 @@
 #include "lcomp/core/error.h"
 
 namespace lcomp::io {
-namespace {
-
-/// A read-only memory map of a whole file.
-class MemoryMap {
- public:
-  MemoryMap() = default;
-  MemoryMap(const Descriptor& file, const std::filesystem::path& path, uint64_t size) : size_(size) {
-    data_ = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.get(), 0);
-    if (data_ == MAP_FAILED) {
-      data_ = nullptr;
-      throw_system_error(path, "mapped into memory");
-    }
-  }
-  ~MemoryMap() {
-    if (data_ != nullptr) ::munmap(data_, size_);
-  }
-  MemoryMap(const MemoryMap&) = delete;
-  MemoryMap& operator=(const MemoryMap&) = delete;
-
-  std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
-
-  /// Drops the resident pages that overlap [begin, end); they come back from the file when touched.
-  void release(uint64_t begin, uint64_t end) const {
-    const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-    begin -= begin % page;
-    if (end > begin) ::madvise(static_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
-  }
-
- private:
-  void* data_ = nullptr;
-  uint64_t size_ = 0;
-};
-
-}  // namespace
-
 struct SafetensorsFile::State {
   explicit State(const std::filesystem::path& file_path)
-      : path(file_path),
-        file(open_input(path)),
-        size(file_size(file, path)),
-        header(read_header()),
-        map(file, path, size) {
+      : path(file_path), file(open_input(path)), size(file_size(file, path)), header(read_header()) {
     for (size_t i = 0; i < header.tensors.size(); ++i) index.emplace(header.tensors[i].name, i);
   }
 
@@ -69,7 +27,6 @@ struct SafetensorsFile::State {
   Descriptor file;
   uint64_t size;
   SafetensorsHeader header;
-  MemoryMap map;
   std::unordered_map<std::string, size_t> index;
 };
 
@@ -124,16 +81,6 @@ at::Tensor SafetensorsFile::read(const std::string& name) const {
 at::Tensor SafetensorsFile::read_as_float(const std::string& name) const {
   const auto source = [&](std::span<std::byte> out) { read_bytes(name, 0, out); };
   return decode_as_float(info(name), source, state_->path.string());
-}
-
-std::span<const std::byte> SafetensorsFile::raw(const std::string& name) const {
-  const TensorInfo& tensor = info(name);
-  return state_->map.bytes().subspan(state_->header.data_begin + tensor.begin, tensor.bytes());
-}
-
-void SafetensorsFile::release(const std::string& name) const {
-  const TensorInfo& tensor = info(name);
-  state_->map.release(state_->header.data_begin + tensor.begin, state_->header.data_begin + tensor.end);
 }
 
 }  // namespace lcomp::io

@@ -42,6 +42,7 @@ void Run::compress_blocks() {
     // A block's memory is free now, but small records that stay lie between: without this the pages between
     // them would remain resident, more of them with every block.
     malloc_trim(0);
+    watch_budget();
     write_report(RunStatus::kRunning);
   }
   step("compress", model_.size(), model_.size());

@@ -13,6 +13,11 @@ using calib::ActivationCache;
 /// Resident memory of the process with its libraries, and of the tokenizer for each entry, measured.
 constexpr double kProgramBytes = 184e6;
 constexpr double kEntryBytes = 400;
+/// Freed buffers that stay with the process between others in use: so many times the largest operator's
+/// weights, where these are small (larger buffers go back), up to a bound. Measured in the block loop, and
+/// in the gradient sweep, whose buffers are of activations too.
+constexpr double kKeptPerWeight = 200, kMostKept = 14e6;
+constexpr double kKeptBySweep = 24e6;
 /// What another thread keeps of the buffers of products and solvers, measured.
 constexpr double kThreadBytes = 10e6;
 /// Windows that a job without `max_windows` is planned for, before its text is read.
@@ -68,8 +73,8 @@ uint64_t gradient_disk(const Job& job, const model::Architecture& a, double matr
 }
 
 /// What samples take besides statistics: themselves, and what is under way in a pass over them.
-void add_samples(const Job& job, const model::Architecture& a, const Plan& plan, MemoryPlan& m) {
-  const Sizes s = measure(a);
+void add_samples(const Job& job, const model::Architecture& a, const Sizes& s, const Plan& plan,
+                 MemoryPlan& m) {
   const auto hidden = static_cast<double>(a.hidden_size);
   const auto threads = static_cast<double>(plan.threads);
   const auto tokens = static_cast<double>(job.calibration.samples * job.calibration.length);
@@ -160,24 +165,24 @@ MemoryPlan estimate_memory(const Job& job, const MethodTable& methods, const mod
   m.program = to_bytes(kProgramBytes + kEntryBytes * static_cast<double>(a.vocab_size));
   const double stored = static_cast<double>(c10::elementSize(model.dtype()));
   MethodCost cost{0, 0, 0, 0, 0};
-  for (const PassSpec& pass : job.passes) cost = cost | cost_of(pass, methods);
-  // Freed buffers of the smaller operators stay with the process, between others that are in use.
-  m.block = to_bytes(s.block_parameters * (stored + cost.result_bytes) +
-                     std::min(80.0 * s.largest_operator, 14e6) + kThreadBytes * (plan.threads - 1));
+  for (const PassSpec& pass : job.passes) cost = larger_of(cost, cost_of(pass, methods));
+  m.block =
+      to_bytes(s.block_parameters * (stored + cost.result_bytes) +
+               std::min(kKeptPerWeight * s.largest_operator, kMostKept) + kThreadBytes * (plan.threads - 1));
   for (size_t p = 0; p < job.passes.size(); ++p)
     m.solver = std::max(m.solver, solver_bytes(job, methods, plan, p));
   if (plan.needs_samples) {
     double moment = plan.observes_blocks ? s.all_moments : 0;
     for (const size_t i : plan.moments) moment = std::max(moment, square(plan.operators[i].in_features));
     m.statistics = to_bytes(4.0 * moment * plan.moment_matrices);
-    add_samples(job, a, plan, m);
+    add_samples(job, a, s, plan, m);
   }
   m.surveys = plan.survey_bytes;
   if (plan.needs_gradients) {
     calib::GradientOptions options;
     options.head_tokens = std::min(options.head_tokens, job.calibration.samples * job.calibration.length);
     m.gradients = calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, options) +
-                  to_bytes(std::min(120.0 * s.largest_operator, 24e6));
+                  to_bytes(std::min(kKeptPerWeight * s.largest_operator, kKeptBySweep));
     // Weights in float32 are read as they lie.
     if (model.dtype() != at::kFloat) m.gradients += to_bytes(s.block_parameters * stored);
     m.gradients += to_bytes(std::max(0.0, plan.gradient_matrices - 1) * s.block_parameters * 4.0);

@@ -7,7 +7,7 @@
 
 namespace lcomp::pipeline {
 
-MethodCost operator|(const MethodCost& a, const MethodCost& b) {
+MethodCost larger_of(const MethodCost& a, const MethodCost& b) {
   return {.flops_per_weight = std::max(a.flops_per_weight, b.flops_per_weight),
           .cubic = std::max(a.cubic, b.cubic),
           .result_bytes = std::max(a.result_bytes, b.result_bytes),
@@ -15,7 +15,7 @@ MethodCost operator|(const MethodCost& a, const MethodCost& b) {
           .weight_bytes = std::max(a.weight_bytes, b.weight_bytes)};
 }
 
-std::function<MethodCost(const PassOptions&)> always(const MethodCost& cost) {
+std::function<MethodCost(const PassOptions&)> constant_cost(const MethodCost& cost) {
   return [cost](const PassOptions&) { return cost; };
 }
 

@@ -151,7 +151,7 @@ void plan_weights(const Job& job, const MethodTable& methods, const model::Model
           }
         }
         op.scheme = planned.scheme;
-        op.is_estimate = planned.is_estimate;
+        op.is_estimate = op.is_estimate || planned.is_estimate;
         schemes.push_back(planned.scheme);
         op.bytes_after = static_cast<int64_t>(static_cast<double>(planned.bytes_after) * left[i]);
         left[i] *= planned.kept;
@@ -218,7 +218,6 @@ calib::Needs plan_surveys(const Job& job, const MethodTable& methods, const mode
       plan.needs_samples = plan.needs_samples || survey->needs().any();
       plan.needs_gradients = plan.needs_gradients || survey->needs().gradients();
       all = all | survey->needs();
-      plan.moment_matrices = std::max(plan.moment_matrices, matrices_of(survey->needs()));
       check_text(job, method.name, survey->needs());
       survey->check(plan.operators, plan.settings[p]);
       survey->check_samples(job.calibration.samples);
@@ -411,7 +410,7 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   plan.settings = resolve_targets(job, "job", names, {"lm_head", "model.embed_tokens"});
   check_pass_order(job, methods, model, plan.settings);
   plan_weights(job, methods, model, plan);
-  calib::Needs gradients = plan_surveys(job, methods, model, plan);
+  calib::Needs needs = plan_surveys(job, methods, model, plan);
   bool staged_needs = false;
   for (const PassSpec& pass : job.passes) {
     for (const auto& instance : methods.find(pass.method).make_passes(*pass.options)) {
@@ -419,12 +418,11 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
       plan.observes_blocks = plan.observes_blocks || staged_needs;
       plan.needs_samples = plan.needs_samples || instance->needs().any();
       plan.needs_gradients = plan.needs_gradients || instance->needs().gradients();
-      gradients = gradients | instance->needs();
+      needs = needs | instance->needs();
       check_text(job, pass.method, instance->needs());
       staged_needs = instance->needs().any() && instance->sequential();
       plan.observes_blocks = plan.observes_blocks || (instance->needs().any() && !instance->sequential());
       plan.compares_streams = plan.compares_streams || instance->needs().mismatch;
-      plan.moment_matrices = std::max(plan.moment_matrices, matrices_of(instance->needs()));
       if (instance->needs().second_moment) note_moments(plan, static_cast<size_t>(&pass - job.passes.data()));
     }
     const std::string where = fmt::format("job: /passes/{}", &pass - job.passes.data());
@@ -434,8 +432,9 @@ Plan make_plan(const Job& job, const MethodTable& methods, const model::Model& m
   const bool counts_tokens = job.embedding && !job.calibration.text.empty();
   plan.needs_calibration = plan.needs_samples || plan.needs_gradients || counts_tokens;
   // Those by units are vectors.
-  plan.gradient_matrices = (gradients.gradient_squares ? 1 : 0) + (gradients.gradient_products ? 1 : 0) +
-                           (gradients.gradient_moments ? 1 : 0);
+  plan.gradient_matrices =
+      (needs.gradient_squares ? 1 : 0) + (needs.gradient_products ? 1 : 0) + (needs.gradient_moments ? 1 : 0);
+  plan.moment_matrices = matrices_of(needs);
   plan.compute = resolve_compute(job.compute);
   plan.evaluation_compute = job.compute == Compute::kBf16 ? plan.compute : linalg::Precision::kF32;
   plan.threads = thread_count(static_cast<int>(job.threads));

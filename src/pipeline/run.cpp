@@ -69,6 +69,7 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
       model_(model::Model::open(job.model)),
       plan_(make_plan(job, methods, model_)),
       pool_(static_cast<int>(job.threads)) {
+  peak_before_ = peak_rss_bytes();
   report_.version = kVersion;
   report_.started_at = utc_now();
   report_.output = job.output;
@@ -105,6 +106,24 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
 void Run::check_cancelled() const {
   if (observer_.cancelled())
     throw Interrupted("run", "the run was asked to stop; the same command continues it");
+}
+
+void Run::warn(const std::string& text) {
+  report_.warnings.push_back(text);
+  observer_.warning(text);
+}
+
+/// What a run takes may be more than was planned: says so once, while there is still time to stop it. What
+/// the process had taken before is not the run's.
+void Run::watch_budget() {
+  const int64_t peak = peak_rss_bytes();
+  if (job_.max_memory <= 0 || over_budget_ || peak <= job_.max_memory || peak_before_ > job_.max_memory)
+    return;
+  over_budget_ = true;
+  warn(fmt::format(
+      "max_memory: the peak must stay within {} MB; it is {} MB ({} MB were planned). A run that is "
+      "stopped goes on with fewer threads, or with its samples on disk",
+      job_.max_memory / 1'000'000, peak / 1'000'000, plan_.memory.peak() / 1'000'000));
 }
 
 void Run::step(const std::string& phase, int64_t done, int64_t total, const std::string& detail) {
@@ -185,14 +204,8 @@ void Run::read_calibration(const io::Tokenizer& tokenizer) {
   facts.short_dropped = tokens.short_dropped;
   facts.short_packed = tokens.short_packed;
   report_.calibration = facts;
-  if (const std::string few = few_tokens(plan_, facts.tokens); !few.empty()) {
-    report_.warnings.push_back(few);
-    observer_.warning(few);
-  }
-  for (const std::string& warning : tokens.warnings) {
-    report_.warnings.push_back(warning);
-    observer_.warning(warning);
-  }
+  if (const std::string few = few_tokens(plan_, facts.tokens); !few.empty()) warn(few);
+  for (const std::string& warning : tokens.warnings) warn(warning);
 }
 
 void Run::read_evaluation(const io::Tokenizer& tokenizer) {
@@ -358,6 +371,7 @@ void Run::evaluate() {
 }
 
 void Run::publish() {
+  watch_budget();
   report_.finished_at = utc_now();
   write_report(RunStatus::kDone);
   const std::filesystem::path staging = work_->staging();

@@ -97,6 +97,8 @@ class Run {
   void read_evaluation(const io::Tokenizer& tokenizer);
   std::string job_key() const;
   void check_cancelled() const;
+  void warn(const std::string& text);
+  void watch_budget();
   void count_compressed(const model::Model& written);
   void step(const std::string& phase, int64_t done, int64_t total, const std::string& detail = "");
 
@@ -181,6 +183,8 @@ class Run {
   std::string job_key_;
   std::string last_key_;
   std::string gradient_key_;
+  int64_t peak_before_ = 0;  ///< resident memory of the process when the run began
+  bool over_budget_ = false;
   OutputRecord record_;
   std::map<std::string, model::QuantizationConfig::Group> groups_;
   std::vector<model::BlockWidths> widths_;  ///< of the finished blocks

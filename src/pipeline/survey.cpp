@@ -16,6 +16,8 @@
 namespace lcomp::pipeline {
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr const char* kSurveyRecord = "journal: survey";
 
 std::string survey_step(int64_t block) {
@@ -28,18 +30,22 @@ std::string SurveyRecord::to_json() const {
   io::Json json;
   json["samples_hash"] = samples_hash;
   json["sums_hash"] = sums_hash;
-  json["numbers"] = io::Json::object();
-  for (const auto& [entry, of_entry] : numbers) json["numbers"][std::to_string(entry)] = of_entry;
+  json["numbers"] = io::Json::array();
+  for (const auto& [entry, of_entry] : numbers)
+    json["numbers"].push_back({{"entry", entry}, {"operators", of_entry}});
   return json.dump();
 }
 
 SurveyRecord SurveyRecord::from_json(const std::string& text) {
   const io::Json json = io::parse_json(text, kSurveyRecord);
+  const io::JsonView root(json, kSurveyRecord);
   SurveyRecord record;
-  record.samples_hash = json.at("samples_hash").get<std::string>();
-  record.sums_hash = json.at("sums_hash").get<std::string>();
-  for (const auto& [entry, of_entry] : json.at("numbers").items())
-    record.numbers[std::stoul(entry)] = of_entry.get<SurveyNumbers>();
+  record.samples_hash = root.at("samples_hash").text();
+  record.sums_hash = root.at("sums_hash").text();
+  for (const io::JsonView& entry : root.at("numbers").elements()) {
+    SurveyNumbers& numbers = record.numbers[static_cast<size_t>(entry.at("entry").integer(0))];
+    for (const auto& [op, values] : entry.at("operators").members()) numbers[op] = values.numbers();
+  }
   return record;
 }
 
@@ -60,6 +66,12 @@ void Run::drop_samples() {
 /// Brings back the samples behind a surveyed block, unless it is the last, and what the surveys have added
 /// up.
 bool Run::restore_survey(int64_t block, const SurveyRecord& record) {
+  // Only what stands behind the last block that was surveyed is kept.
+  if (work_->journal().has(survey_step(block + 1)) && !fs::exists(survey_file(block)) &&
+      !fs::exists(sums_file(block)) && (survey_needs().any() || !record.sums_hash.empty())) {
+    observer_.note("nothing is saved behind the blocks before it: surveying from the first block");
+    return false;
+  }
   const bool goes_on = survey_needs().any() && block + 1 < model_.size();
   if (goes_on) start_samples();
   try {

@@ -45,6 +45,7 @@ void wait_for_work(const fs::path& err) {
 
 TEST_CASE("an interrupted run exits with 130 and the same command ends in the bytes of an undisturbed one",
           "[cli][interrupt]") {
+  const int signal = GENERATE(SIGINT, SIGTERM);
   const lcomp::test::TempDir dir;
   const fs::path whole = dir / "whole";
   const fs::path broken = dir / "broken";
@@ -57,7 +58,7 @@ TEST_CASE("an interrupted run exits with 130 and the same command ends in the by
   {
     Process process(arguments, (dir / "out").string(), err.string());
     wait_for_work(err);
-    process.send(SIGINT);
+    process.send(signal);
     code = process.wait();
   }
   INFO(content(err));

@@ -12,7 +12,9 @@
 #include "lcomp/pipeline/builtin_methods.h"
 #include "lcomp/pipeline/job.h"
 #include "lcomp/pipeline/report_data.h"
+#include "pipeline/block_record.h"
 #include "pipeline/output_record.h"
+#include "pipeline/run.h"
 #include "support/error_text.h"
 
 using namespace lcomp;
@@ -35,6 +37,8 @@ std::vector<Parser> parsers() {
       {"job.json",
        [](const auto& text) { pipeline::parse_job(text, "job.json", pipeline::builtin_methods()); }},
       {"report.json", [](const auto& text) { pipeline::from_json(text); }},
+      {"journal", [](const auto& text) { pipeline::BlockRecord::from_json(text); }},
+      {"journal: survey", [](const auto& text) { pipeline::SurveyRecord::from_json(text); }},
       {"lcomp.json", [](const auto& text) { pipeline::OutputRecord::from_json(text, "lcomp.json"); }},
   };
 }

@@ -237,7 +237,7 @@ void run_input() {
 struct Arguments {
   long long runs = 0;
   long long seed = 0;
-  double seconds = 0;  ///< 0: no limit
+  long long seconds = 0;  ///< 0: no limit
   fs::path corpus;
 };
 
@@ -268,7 +268,7 @@ Arguments read_arguments(const std::vector<std::string>& given) {
     if (option == "--seed") {
       arguments.seed = number_in(given[i], option);
     } else if (option == "--seconds") {
-      arguments.seconds = static_cast<double>(number_in(given[i], option));
+      arguments.seconds = number_in(given[i], option);
     } else if (option == "--dictionary") {
       add_dictionary(given[i]);
     } else if (option == "--corpus") {
@@ -299,7 +299,9 @@ int main(int argc, char** argv) {
   };
   const size_t given = pool.size();
   long long run = 0;
-  for (; run < arguments.runs && (arguments.seconds <= 0 || elapsed() < arguments.seconds); ++run) {
+  for (;
+       run < arguments.runs && (arguments.seconds <= 0 || elapsed() < static_cast<double>(arguments.seconds));
+       ++run) {
     rng = lcomp::Rng(static_cast<uint64_t>(run), "fuzz " + std::to_string(arguments.seed));
     const bool is_given = run < static_cast<long long>(given);
     input = is_given ? pool[static_cast<size_t>(run)] : mutated(pool[rng.below(pool.size())]);

@@ -1,14 +1,18 @@
 #include "pipeline/child_runs.h"
 
+#include <linux/magic.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <optional>
 
 #include "cli/memory_policy.h"
@@ -80,15 +84,40 @@ class MemoryGroup {
   std::string limit_name_;
 };
 
+/// Puts this process into the group of that limit, from where it cannot swap.
+bool join_group(const fs::path& limit, int64_t bytes) {
+  const fs::path group = limit.parent_path();
+  if (!write_value(limit, bytes)) return false;
+  std::ifstream swaps("/proc/swaps");
+  const auto lines = std::count(std::istreambuf_iterator<char>(swaps), {}, '\n');
+  if (lines > 1 && !write_value(group / "memory.memsw.limit_in_bytes", bytes) &&
+      !write_value(group / "memory.swap.max", 0))
+    return false;
+  return write_value(group / "cgroup.procs", ::getpid());
+}
+
+/// Files in memory, which a working directory on a tmpfs has, would count.
+bool is_in_memory(const fs::path& folder) {
+  struct statfs facts {};
+  return ::statfs(folder.c_str(), &facts) == 0 && facts.f_type == TMPFS_MAGIC;
+}
+
+bool can_limit_by_group() {
+  const MemoryGroup group;
+  if (group.limit_file().empty() || is_in_memory(fs::temp_directory_path())) return false;
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(join_group(group.limit_file(), int64_t{1} << 40) ? 0 : 1);
+  int status = 1;
+  return child > 0 && ::waitpid(child, &status, 0) == child && status == 0;
+}
+
 /// Leaves room for `bytes` of resident memory, by the group or, without one, by a limit of private mappings,
 /// touched or not.
 void limit_memory(int64_t bytes, int threads, const fs::path& group_limit) {
   const lcomp::ThreadPool pool(threads);  // OpenBLAS keeps the buffers that this makes it take
   const int64_t room = bytes - status_bytes("VmRSS");
   if (!group_limit.empty()) {  // what is resident stays charged to the group before
-    REQUIRE(write_value(group_limit, room));
-    write_value(group_limit.parent_path() / "memory.swap.max", 0);
-    REQUIRE(write_value(group_limit.parent_path() / "cgroup.procs", ::getpid()));
+    REQUIRE(join_group(group_limit, room));
     return;
   }
   const auto data = static_cast<rlim_t>(room + status_bytes("VmData"));
@@ -101,7 +130,7 @@ void limit_memory(int64_t bytes, int threads, const fs::path& group_limit) {
 namespace lcomp::test {
 
 bool has_memory_groups() {
-  static const bool has = !MemoryGroup().limit_file().empty();
+  static const bool has = can_limit_by_group();
   return has;
 }
 
@@ -112,7 +141,7 @@ ChildRun run_in_child(const Json& job, int kill_at, int64_t most_bytes) {
   const std::string kill = std::to_string(kill_at);
   const std::string limit = std::to_string(most_bytes);
   std::optional<MemoryGroup> group;
-  if (most_bytes > 0) group.emplace();
+  if (most_bytes > 0 && has_memory_groups()) group.emplace();
   const std::string group_limit = group ? group->limit_file().string() : "";
   const pid_t child = ::fork();
   REQUIRE(child >= 0);

@@ -318,16 +318,33 @@ TEST_CASE("a changed weight of a block has that block and those behind it done a
 TEST_CASE(
     "a changed weight has the model surveyed again, and the blocks before it stand if the decision does",
     "[pipeline][resume]") {
-  const test::TempDir dir;
-  const Json pass =
-      GENERATE(Json{{"method", "mixed_precision"},
-                    {"sensitivity", "outputs"},
-                    {"group_size", 64},
-                    {"bits_per_weight", 4.5}},
-               Json{{"method", "svd_llm"}, {"removed", 0.2}, {"rank_multiple", 8}, {"allocation", "energy"}});
-  // So little that the decision is the same; so much that it is another.
+  struct Case {
+    Json pass;
+    bool reads_samples;   // in the survey
+    bool survives_small;  // whether a small change leaves the decision
+  };
+  const auto& [pass, reads_samples, survives_small] =
+      GENERATE(Case{{{"method", "mixed_precision"},
+                     {"sensitivity", "outputs"},
+                     {"group_size", 64},
+                     {"bits_per_weight", 4.5}},
+                    true,
+                    true},
+               Case{{{"method", "svd_llm"}, {"removed", 0.2}, {"rank_multiple", 8}, {"allocation", "energy"}},
+                    true,
+                    true},
+               // Which units go is no setting, and the bases are sums.
+               Case{{{"method", "llm_pruner"},
+                     {"importance", "l2"},
+                     {"selection", "global"},
+                     {"ratio", 0.2},
+                     {"compensate", "none"}},
+                    false,
+                    true},
+               Case{{{"method", "tucker_layers"}, {"removed", 0.3}}, true, false});
   const double much = GENERATE(0.002, 100.0);
   CAPTURE(pass.dump(), much);
+  const test::TempDir dir;
   const fs::path model = test::copy_of_model(dir);
   Json job = test::job_with(dir / "out", Json::array({pass}));
   job["model"] = model.string();
@@ -335,9 +352,11 @@ TEST_CASE(
   add_to_weight(model, "model.layers.2.mlp.up_proj.weight", much);
   test::Watcher watcher;
   const auto report = test::run(job, watcher);
-  REQUIRE(watcher.notes.front() ==
+  REQUIRE(watcher.notes.at(0) ==
           "block 3 and what is behind it is surveyed again: it was committed for other inputs");
-  REQUIRE(resumed_blocks(report) == (much < 1 ? 2 : 0));
+  REQUIRE((watcher.notes.at(1) ==
+           "nothing is saved behind the blocks before it: surveying from the first block") == reads_samples);
+  REQUIRE(resumed_blocks(report) == (much < 1 && survives_small ? 2 : 0));
   job["output"] = (dir / "fresh").string();
   test::run(job);
   REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));

@@ -90,6 +90,14 @@ fs::path scaled_model(const test::TempDir& dir, double factor) {
 
 }  // namespace
 
+TEST_CASE("there is a job for every method", "[every]") {
+  std::set<std::string> tortured;
+  for (const NamedJob& named : bundled_jobs()) {
+    for (const Json& pass : named.job.value("passes", Json::array())) tortured.insert(pass.at("method"));
+  }
+  for (const std::string& method : pipeline::builtin_methods().names()) CHECK(tortured.contains(method));
+}
+
 TEST_CASE("every method gives the same bytes at any number of threads, with the samples in memory or on disk",
           "[every][determinism][slow]") {
   for (const NamedJob& named : bundled_jobs()) {
@@ -103,6 +111,7 @@ TEST_CASE("every method gives the same bytes at any number of threads, with the 
       return test::weights_hash(dir / name);
     };
     const std::string expected = hash_of("one", 1, "memory");
+    REQUIRE(hash_of("two", 2, "memory") == expected);
     REQUIRE(hash_of("three", 3, "disk") == expected);
     REQUIRE(hash_of("eight", 8, "memory") == expected);
   }

@@ -48,6 +48,14 @@ struct Tally {
   long completions = 0;
 
   long kills() const { return by_time + by_change; }
+  Tally& operator+=(const Tally& other) {
+    by_time += other.by_time;
+    by_change += other.by_change;
+    working += other.working;
+    assembling += other.assembling;
+    published += other.published;
+    return *this;
+  }
 };
 
 [[noreturn]] void fail(const std::string& what) {
@@ -197,15 +205,15 @@ void torture(const Arguments& arguments) {
   // Fewer kills than jobs are for the jobs that the seed chooses.
   std::mt19937_64 order(arguments.seed);
   std::shuffle(jobs.begin(), jobs.end(), order);
-  long kills = 0;
-  for (size_t i = 0; i < jobs.size() && kills < arguments.kills; ++i) {
+  Tally all;
+  for (size_t i = 0; i < jobs.size() && all.kills() < arguments.kills; ++i) {
     const auto left = static_cast<long>(jobs.size() - i);
-    const long share = (arguments.kills - kills + left - 1) / left;
+    const long share = (arguments.kills - all.kills() + left - 1) / left;
     try {
       Torture job(jobs[i], arguments.seed);
       job.go(share);
       const Tally& t = job.tally();
-      kills += t.kills();
+      all += t;
       fmt::print(
           "{:<26} {:4} kills ({} by time, {} in changes; {} early, {} working, {} assembling, {} published), "
           "{} completions; undisturbed {:.2f} s, {} changes\n",
@@ -217,7 +225,17 @@ void torture(const Arguments& arguments) {
                        arguments.seed, jobs[i].name, share));
     }
   }
-  fmt::print("kill9: {} kills survived\n", kills);
+  // So many are spread over everything that a run does, or they prove little.
+  for (const auto& [when, count] : {std::pair("in files", all.by_change),
+                                    {"at work", all.working},
+                                    {"while the output was put together", all.assembling},
+                                    {"behind its publishing", all.published}}) {
+    if (all.kills() >= 200 && count == 0) fail(fmt::format("none of {} kills came {}", all.kills(), when));
+  }
+  fmt::print(
+      "kill9: {} kills survived ({} in changes of files; {} at work, {} with the output being put together, "
+      "{} with it published)\n",
+      all.kills(), all.by_change, all.working, all.assembling, all.published);
 }
 
 }  // namespace

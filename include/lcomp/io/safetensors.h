@@ -23,10 +23,9 @@ namespace lcomp::io {
 /// each of which the format's text forbids or which no tensor library can hold: duplicate keys, white space
 /// before the first brace, and shapes whose non-zero dimensions multiply to 2^63 or more.
 ///
-/// `read` copies with pread: nothing of the file stays in the process's resident memory, and a disk that
-/// fails or a file that shrinks meanwhile gives an exception. `raw` hands out the memory map, which is faster
-/// for a look at the bytes; there, a shrinking file kills the process (SIGBUS). No alignment of tensors in
-/// the file is assumed. All methods are const and may be called from several threads.
+/// Everything is read with pread and nothing mapped: nothing of the file stays in the process's resident
+/// memory, and a disk that fails or a file that shrinks meanwhile gives an exception instead of a signal. No
+/// alignment of tensors in the file is assumed. All methods are const and may be called from several threads.
 ///
 /// Errors: `CorruptFile` for a breach of the format, `ResourceError` when the system refuses.
 class SafetensorsFile {
@@ -54,12 +53,6 @@ class SafetensorsFile {
   at::Tensor read_as_float(const std::string& name) const;
   /// Copies bytes [offset, offset + out.size()) of the tensor, which must exist.
   void read_bytes(const std::string& name, uint64_t offset, std::span<std::byte> out) const;
-
-  /// The tensor's bytes in the memory map, valid as long as this object. Pages that are looked at become
-  /// resident until `release`.
-  std::span<const std::byte> raw(const std::string& name) const;
-  /// Gives the resident pages of the tensor's map back to the system; `raw` stays valid.
-  void release(const std::string& name) const;
 
  private:
   struct State;

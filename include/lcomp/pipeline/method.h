@@ -144,27 +144,27 @@ struct PlannedWeight {
   bool is_estimate = false;  ///< of `bytes_after`: the run decides
 };
 
-/// What solving takes, for estimates before a run. What stands here is for a method of which nothing is
-/// known.
+/// What solving takes, for estimates before a run. The defaults are generous: they are for methods that do
+/// not say (docs/adding_a_method.md has how to measure them).
 struct MethodCost {
-  /// Per weight, in products of float32: work that is no product is counted by what the processor would do
-  /// of these meanwhile.
+  /// Float operations per weight, at the speed of products of matrices: other work as those that take as
+  /// long.
   double flops_per_weight = 40'000;
-  /// For each out * in^2 of an operator and in^3 of a group: its factorisations and triangular products.
+  /// Operations for each out * in^2 of an operator and in^3 of a group: factorisations, triangular products.
   double cubic = 3;
-  /// Memory for each weight of a block: what its operators become until they are written.
+  /// Bytes for each weight of a block: what its operators become until they are written.
   double result_bytes = 10;
-  /// While the operators of a group are solved, besides the statistics: memory for each element of the second
+  /// Bytes while the operators of a group are solved, besides the statistics: for each element of the second
   /// moment, and for each weight of the largest operator.
   double moment_bytes = 24;
   double weight_bytes = 60;
 };
 
-/// The greater of each.
-MethodCost operator|(const MethodCost& a, const MethodCost& b);
+/// The greater of each number.
+MethodCost larger_of(const MethodCost& a, const MethodCost& b);
 
 /// `MethodInfo::cost` of a method whose settings make no great difference.
-std::function<MethodCost(const PassOptions&)> always(const MethodCost& cost);
+std::function<MethodCost(const PassOptions&)> constant_cost(const MethodCost& cost);
 
 /// One row of the table of methods.
 struct MethodInfo {

@@ -90,7 +90,8 @@ Json json_of(const pipeline::OperatorPlan& op) {
           {"methods", op.methods},
           {"scheme", op.scheme},
           {"bytes_before", op.bytes_before},
-          {"bytes_after", op.bytes_after}};
+          {"bytes_after", op.bytes_after},
+          {"is_estimate", op.is_estimate}};
 }
 
 Json json_of(const pipeline::Plan& plan, double seconds) {

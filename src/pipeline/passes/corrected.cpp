@@ -311,7 +311,7 @@ MethodInfo lqer_method() {
   info.cost = [](const PassOptions& options) {
     const MethodCost own{
         .flops_per_weight = 100'000, .cubic = 75, .result_bytes = 7.5, .moment_bytes = 1, .weight_bytes = 63};
-    return options.part<SolverOptions>().solver == Solver::kGptq ? own | kGptqCost : own;
+    return options.part<SolverOptions>().solver == Solver::kGptq ? larger_of(own, kGptqCost) : own;
   };
   info.effect = [](const PassOptions& options) {
     Effect effect = scheme_effect(options);
@@ -335,11 +335,11 @@ MethodInfo oats_method() {
     return options;
   };
   info.plan_weight = plan_oats;
-  info.cost = always({.flops_per_weight = 100'000,
-                      .cubic = 600,
-                      .result_bytes = 8.1,
-                      .moment_bytes = 27,
-                      .weight_bytes = 50});
+  info.cost = constant_cost({.flops_per_weight = 100'000,
+                             .cubic = 600,
+                             .result_bytes = 8.1,
+                             .moment_bytes = 27,
+                             .weight_bytes = 50});
   info.effect = [](const PassOptions&) {
     return Effect{.quantizes = false, .factors = true, .keeps_zeros = false};
   };

@@ -207,7 +207,7 @@ MethodInfo gptq_method() {
     return options;
   };
   info.settle = settle_as_gptq<GptqPassOptions>;
-  info.cost = always(kGptqCost);
+  info.cost = constant_cost(kGptqCost);
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     check_gptq(options);
     return plan_scheme(options.part<quant::QuantScheme>(), "gptq", op);

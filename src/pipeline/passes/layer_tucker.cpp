@@ -207,7 +207,7 @@ MethodInfo tucker_layers_method() {
   info.summary = "operators of all layers in bases that the layers share, with a core for each";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<LayerTuckerPassOptions>(); };
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 40'000, .cubic = 3, .result_bytes = 13, .moment_bytes = 35, .weight_bytes = 46});
   info.settle = [](PassOptions& options, const auto& given, bool is_last) {
     settle_mismatch(options.part<GptqOrderOptions>(), given, is_last);

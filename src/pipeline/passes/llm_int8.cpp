@@ -60,17 +60,20 @@ MethodInfo llm_int8_method() {
   info.summary = "int8 products with outlier columns of the input apart (LLM.int8(), Dettmers et al. 2022)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<LlmInt8PassOptions>(); };
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 5'000, .cubic = 0, .result_bytes = 1, .moment_bytes = 0, .weight_bytes = 34});
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     const auto& llm = options.part<quant::LlmInt8Options>();
     const bool all = llm.outlier_weights == quant::OutlierWeights::kOriginal;
     // How many columns the calibration will find is not known yet.
+    const bool finds = llm.outlier_weights == quant::OutlierWeights::kCalibrated;
     return PlannedWeight{
-        fmt::format(
-            "llm.int8, outliers from {}, kept: {}{}", llm.threshold, name_of(llm.outlier_weights),
-            llm.outlier_weights == quant::OutlierWeights::kCalibrated ? " (those found come on top)" : ""),
-        quant::llm_int8_bytes(op.out_features, op.in_features, all ? op.in_features : 0, op.dtype), true};
+        .scheme = fmt::format("llm.int8, outliers from {}, kept: {}{}", llm.threshold,
+                              name_of(llm.outlier_weights), finds ? " (those found come on top)" : ""),
+        .bytes_after =
+            quant::llm_int8_bytes(op.out_features, op.in_features, all ? op.in_features : 0, op.dtype),
+        .rounds_input = true,
+        .is_estimate = finds};
   };
   info.pass_settings = {"threshold"};
   info.make_passes = [](const PassOptions& options) {

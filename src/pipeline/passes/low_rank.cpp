@@ -280,7 +280,7 @@ MethodInfo family_method(const Family& family, FullFactors full) {
   info.summary = family.summary;
   info.needs_calibration = family.needs.any() || family.needs.gradients();
   info.default_options = [] { return std::make_unique<Options>(); };
-  info.cost = always(family.cost);
+  info.cost = constant_cost(family.cost);
   info.plan_weight = [&family](const PassOptions& options, const PlannedOperator& op) {
     if (family.metric != moment_metric && options.part<RankOptions>().share != ShareFactor::kNone) {
       throw InvalidArgument(
@@ -303,7 +303,7 @@ MethodInfo updated_method(const Family& family) {
   MethodInfo info = family_method<Options>(family, full_factors(family));
   info.pass_settings.emplace_back("update");
   info.cost = [&family](const PassOptions& options) {
-    return options.part<UpdateOptions>().update ? family.cost | kSvdLlm.cost : family.cost;
+    return options.part<UpdateOptions>().update ? larger_of(family.cost, kSvdLlm.cost) : family.cost;
   };
   info.make_passes = [&family](const PassOptions& options) {
     return chain_of(std::make_unique<LowRankPass>(family, options.part<UpdateOptions>().update, options));

@@ -178,7 +178,7 @@ MethodInfo mask_method(const Facts& facts) {
   info.summary = facts.summary;
   info.needs_calibration = facts.reads_inputs || facts.reads_gradients;
   info.default_options = [] { return std::make_unique<Options>(); };
-  info.cost = always(facts.cost);
+  info.cost = constant_cost(facts.cost);
   info.plan_weight = [facts](const PassOptions& options, const PlannedOperator& op) {
     return plan_allocated(options, facts.name, facts.comparable, op);
   };
@@ -256,7 +256,7 @@ MethodInfo wrp_method() {
     return options;
   };
   info.plan_weight = plan_recovered;
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 23'000, .cubic = 1, .result_bytes = 6.7, .moment_bytes = 0, .weight_bytes = 37});
   info.make_passes = [](const PassOptions&) {
     return chain_of(linear_pass("wrp", {.second_moment = true}, true, prune_and_recover));

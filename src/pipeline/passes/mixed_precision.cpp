@@ -255,8 +255,10 @@ PlannedWeight plan_weight(const PassOptions& options, const PlannedOperator& op)
   check_gptq(options);
   const PlannedWeight widest = plan_scheme(with_bits(options, mix.max_bits), kMethod, op);
   const double weights = static_cast<double>(op.out_features) * static_cast<double>(op.in_features);
-  return {fmt::format("int{} to {}", mix.min_bits, widest.scheme),
-          std::min(widest.bytes_after, static_cast<int64_t>(mix.bits_per_weight * weights / 8))};
+  return {
+      .scheme = fmt::format("int{} to {}", mix.min_bits, widest.scheme),
+      .bytes_after = std::min(widest.bytes_after, static_cast<int64_t>(mix.bits_per_weight * weights / 8)),
+      .is_estimate = true};
 }
 
 }  // namespace
@@ -273,7 +275,7 @@ MethodInfo mixed_precision_method() {
     return options;
   };
   info.settle = settle_as_gptq<Options>;
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 150'000, .cubic = 30, .result_bytes = 4, .moment_bytes = 3, .weight_bytes = 35});
   info.plan_weight = plan_weight;
   info.effect = scheme_effect;

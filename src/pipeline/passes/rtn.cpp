@@ -28,7 +28,7 @@ MethodInfo rtn_method() {
   info.name = "rtn";
   info.summary = "round to nearest (integers of 2-8 bits, NF4 or FP8); needs no data";
   info.default_options = [] { return std::make_unique<RtnPassOptions>(); };
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 5'000, .cubic = 0, .result_bytes = 1.7, .moment_bytes = 0, .weight_bytes = 20});
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     const auto& scheme = options.part<quant::QuantScheme>();

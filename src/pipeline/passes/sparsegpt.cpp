@@ -149,8 +149,8 @@ MethodInfo sparsegpt_method() {
     return options;
   };
   info.plan_weight = plan_sparsegpt;
-  info.cost = always(
-      {.flops_per_weight = 40'000, .cubic = 8, .result_bytes = 5.6, .moment_bytes = 8, .weight_bytes = 38});
+  info.cost = constant_cost(
+      {.flops_per_weight = 40'000, .cubic = 8, .result_bytes = 6, .moment_bytes = 10, .weight_bytes = 42});
   info.pass_settings = {"true_sequential"};
   add_allocation(
       info, {.method = kSparseGptMethod, .needs = {.second_moment = true}, .start_group = walks_over_rows});

@@ -50,7 +50,7 @@ MethodInfo squeezellm_method() {
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<SqueezeLlmPassOptions>(); };
   info.plan_weight = plan_squeezellm;
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 85'000, .cubic = 0, .result_bytes = 9.5, .moment_bytes = 0, .weight_bytes = 5});
   info.make_passes = [](const PassOptions& options) {
     const bool reads = squeezellm_options(options).reads_gradients();

@@ -173,7 +173,8 @@ PlannedWeight plan_units(const PassOptions& options, const PlannedOperator& op) 
   return {
       .scheme = fmt::format("narrower, about {:.0f} %", 100 * kept),
       .bytes_after = static_cast<int64_t>(kept * weights) * static_cast<int64_t>(c10::elementSize(op.dtype)),
-      .kept = kept};
+      .kept = kept,
+      .is_estimate = true};
 }
 
 Effect shrink_effect(const PassOptions& options, bool reads_gradients) {
@@ -190,7 +191,7 @@ MethodInfo fisher_mask_method() {
   info.summary = "deletes attention heads and channels by the Fisher information of masks (Kwon et al. 2022)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<FisherMaskSettings>(); };
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 12'000, .cubic = 5, .result_bytes = 0.6, .moment_bytes = 14, .weight_bytes = 67});
   info.plan_weight = plan_units;
   info.make_passes = [](const PassOptions& options) {
@@ -215,7 +216,7 @@ MethodInfo llm_pruner_method() {
       "deletes attention heads and channels by Taylor importance of their weights (Ma et al. 2023)";
   info.needs_calibration = false;
   info.default_options = [] { return std::make_unique<PrunerSettings>(); };
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 12'000, .cubic = 5, .result_bytes = 5.2, .moment_bytes = 7, .weight_bytes = 64});
   info.plan_weight = plan_units;
   info.make_passes = [](const PassOptions& options) {

@@ -140,7 +140,7 @@ MethodInfo tensor_train_method() {
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<TensorTrainPassOptions>(); };
   info.plan_weight = plan_tensor_train;
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 40'000, .cubic = 3, .result_bytes = 12, .moment_bytes = 11, .weight_bytes = 40});
   info.effect = [](const PassOptions&) {
     return Effect{.quantizes = false, .factors = true, .keeps_zeros = false};

@@ -187,7 +187,7 @@ MethodInfo tucker_heads_method() {
   info.summary = "attention in bases that all heads share, with a core for each head (Gu et al. 2025)";
   info.needs_calibration = true;
   info.default_options = [] { return std::make_unique<TuckerPassOptions>(); };
-  info.cost = always(
+  info.cost = constant_cost(
       {.flops_per_weight = 40'000, .cubic = 3, .result_bytes = 5, .moment_bytes = 24, .weight_bytes = 40});
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     if (!op.attends)
