@@ -8,6 +8,7 @@
 #include "cli/console.h"
 #include "cli/failure.h"
 #include "cli/interrupt.h"
+#include "cli/printable.h"
 #include "lcomp/core/error.h"
 #include "lcomp/core/nearest.h"
 #include "lcomp/version.h"
@@ -16,9 +17,10 @@ namespace lcomp::cli {
 namespace {
 
 constexpr const char* kFooter =
-    "Exit codes: 0 done, 1 internal error (a bug), 2 bad usage or job, 3 bad input file, 4 numerical failure "
-    "in strict\n"
-    "mode, 5 out of memory budget or disk, 130 interrupted (the same command continues).";
+    "Exit codes: 0 done, 1 internal error (a bug), 2 bad usage or job, 3 bad input file, 4 numerical "
+    "failure, 5 out "
+    "of\n"
+    "memory budget or disk, 130 interrupted (the same command continues).";
 
 void declare_common(CLI::App& app, CommonOptions& common) {
   app.add_flag("--json", common.json, "One JSON document on standard output, nothing else there");
@@ -77,7 +79,7 @@ int run(const Command& command, const CommonOptions& common) {
     if (common.json) {
       print(answer.json);
     } else {
-      std::cout << answer.text;
+      std::cout << printable(answer.text, true);
     }
     std::cout.flush();
     if (!std::cout) throw ResourceError("standard output", "the answer must be written; a write failed");

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "cli/interrupt.h"
+#include "cli/printable.h"
 
 namespace lcomp::cli {
 namespace {
@@ -82,7 +83,7 @@ void Console::error(const std::string& text) {
 
 void Console::line(const std::string& text) {
   clear_bar();
-  fmt::print(stderr, "lcomp: {}\n", text);
+  fmt::print(stderr, "lcomp: {}\n", printable(text));
 }
 
 void Console::clear_bar() {
@@ -100,7 +101,7 @@ void Console::draw_bar(const Progress& step) {
                                  kWidth - filled, steps_text(step), 100 * share);
   const std::string left = time_left(step);
   if (!left.empty()) text += "  " + left;
-  if (!step.detail.empty()) text += "  " + step.detail;
+  if (!step.detail.empty()) text += "  " + printable(step.detail);
   // A line that wraps could not be drawn over.
   text.resize(std::min(text.size(), terminal_columns() - 1));
   fmt::print(stderr, "\r{}\x1b[K", text);

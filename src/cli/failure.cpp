@@ -14,11 +14,18 @@
 namespace lcomp::cli {
 namespace {
 
+/// Of a text of several errors, each of which begins with a place in brackets. Line ends within one are part
+/// of it: a name in a file may hold them.
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
   std::istringstream stream(text);
   for (std::string line; std::getline(stream, line);) {
-    if (!line.empty()) lines.push_back(line);
+    if (line.empty()) continue;
+    if (lines.empty() || line.starts_with('[')) {
+      lines.push_back(line);
+    } else {
+      lines.back() += "\n" + line;
+    }
   }
   return lines;
 }

@@ -1,5 +1,6 @@
 #include "lcomp/io/hf_dir.h"
 
+#include <algorithm>
 #include <array>
 
 #include "io/json_util.h"
@@ -41,6 +42,26 @@ OrderedJson parse_entry(const std::string& key, const std::string& text) {
   }
 }
 
+/// Whether the file lies in the model's folder, or where the cache of a hub keeps the files that its folders
+/// of models link to: blobs, two levels above.
+bool belongs_to(const std::filesystem::path& file, const std::filesystem::path& dir) {
+  const auto lies_in = [target = std::filesystem::canonical(file)](const std::filesystem::path& folder) {
+    const auto [end, unused] = std::mismatch(folder.begin(), folder.end(), target.begin(), target.end());
+    return end == folder.end();
+  };
+  const std::filesystem::path home = std::filesystem::canonical(dir);
+  return lies_in(home) || lies_in(home.parent_path().parent_path() / "blobs");
+}
+
+void require_own(const std::filesystem::path& file, const std::filesystem::path& dir) {
+  if (belongs_to(file, dir)) return;
+  throw CorruptFile(
+      file.string(),
+      fmt::format("a file that goes with the model must lie in its folder, or in the cache that the folder "
+                  "links to; it leads to {}. Put a copy in its place",
+                  quote_name(std::filesystem::canonical(file).string())));
+}
+
 }  // namespace
 
 std::vector<std::string> companion_files(const std::filesystem::path& dir) {
@@ -51,6 +72,7 @@ std::vector<std::string> companion_files(const std::filesystem::path& dir) {
     const std::string name = entry.filename().string();
     if (is_companion(name) && std::filesystem::is_regular_file(entry, ignored)) names.push_back(name);
   }
+  for (const std::string& name : names) require_own(dir / name, dir);
   return names;
 }
 

@@ -3,9 +3,9 @@
 #include <fmt/ranges.h>
 
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "io/json_util.h"
+#include "io/name_pattern.h"
 #include "lcomp/core/error.h"
 #include "model/weight_formats.h"
 
@@ -26,8 +26,7 @@ enum class Match { kNone, kClass, kRegex, kExact };
 Match match(const std::string& target, const std::string& name) {
   if (target == name) return Match::kExact;
   if (target == "Linear") return Match::kClass;
-  if (target.starts_with("re:") &&
-      std::regex_search(name, std::regex(target.substr(3)), std::regex_constants::match_continuous)) {
+  if (target.starts_with("re:") && io::NamePattern(target.substr(3)).matches_start_of(name)) {
     return Match::kRegex;
   }
   return Match::kNone;
@@ -113,8 +112,8 @@ std::vector<std::string> read_patterns(const OrderedJsonView& list) {
   for (const std::string& pattern : patterns) {
     if (!pattern.starts_with("re:")) continue;
     try {
-      const std::regex compiled(pattern.substr(3));
-    } catch (const std::regex_error& error) {
+      const io::NamePattern compiled(pattern.substr(3));
+    } catch (const InvalidArgument& error) {
       list.fail(fmt::format("must hold valid regular expressions; '{}': {}", pattern, error.what()));
     }
   }

@@ -296,9 +296,12 @@ void Run::check_samples(int64_t block) {
     const at::Tensor states = samples_.hidden->load(i, width);
     float lowest = 0, highest = 0;
     if (linalg::value_range(states.data_ptr<float>(), states.numel(), &lowest, &highest)) return;
+    std::string where = model_.architecture().block_prefix(block);
+    where.pop_back();  // the dot
     throw NumericalError(
-        model_.architecture().block_prefix(block),
-        fmt::format("the block's outputs must be finite; those for calibration sample {} are not", i));
+        where, fmt::format("the block's outputs must be finite; those for calibration sample {} are not: its "
+                           "weights or inputs are too large for float32",
+                           i));
   });
 }
 

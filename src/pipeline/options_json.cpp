@@ -163,6 +163,7 @@ void JsonReader::field(std::string_view name, std::string& value, std::string_vi
   if (given == nullptr) return;
   if (!given->is_string()) return fail(name, "must be a string");
   value = given->get<std::string>();
+  if (value.find('\0') != std::string::npos) fail(name, "must not hold the character U+0000");
 }
 
 void JsonReader::field(std::string_view name, std::vector<std::string>& value, std::string_view) {

@@ -1,6 +1,7 @@
 #include "pipeline/run.h"
 
 #include <limits>
+#include <set>
 
 #include "io/json_util.h"
 #include "lcomp/core/dtype.h"
@@ -60,6 +61,13 @@ void check_vocabulary(const std::vector<std::vector<int64_t>>& sequences, int64_
   }
 }
 
+/// A text has thousands.
+constexpr size_t kFewDifferentTokens = 32;
+
+FileState state_of(const std::string& file) {
+  return {std::filesystem::file_size(file), std::filesystem::last_write_time(file)};
+}
+
 }  // namespace
 
 Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const ReportWriter& write_reports)
@@ -70,6 +78,11 @@ Run::Run(const Job& job, const MethodTable& methods, Observer& observer, const R
       plan_(make_plan(job, methods, model_)),
       pool_(static_cast<int>(job.threads)) {
   peak_before_ = peak_rss_bytes();
+  for (const std::string& name : model_.checkpoint().names())
+    sources_.emplace(model_.checkpoint().file_of(name), FileState{});
+  for (const std::string& name : io::companion_files(job.model))
+    sources_.emplace((std::filesystem::path(job.model) / name).string(), FileState{});
+  for (auto& [file, state] : sources_) state = state_of(file);
   report_.version = kVersion;
   report_.started_at = utc_now();
   report_.output = job.output;
@@ -124,6 +137,17 @@ void Run::watch_budget() {
       "max_memory: the peak must stay within {} MB; it is {} MB ({} MB were planned). A run that is "
       "stopped goes on with fewer threads, or with its samples on disk",
       job_.max_memory / 1'000'000, peak / 1'000'000, plan_.memory.peak() / 1'000'000));
+}
+
+/// What was made of a block that was changed later would be published beside what was made of the others.
+void Run::require_same_sources() const {
+  for (const auto& [file, state] : sources_) {
+    if (std::filesystem::exists(file) && state_of(file) == state) continue;
+    throw CorruptFile(
+        file,
+        "the model must stay as it is while a run reads it; the file has changed since the run began. "
+        "The same command does again what depends on it");
+  }
 }
 
 void Run::step(const std::string& phase, int64_t done, int64_t total, const std::string& detail) {
@@ -204,6 +228,14 @@ void Run::read_calibration(const io::Tokenizer& tokenizer) {
   facts.short_dropped = tokens.short_dropped;
   facts.short_packed = tokens.short_packed;
   report_.calibration = facts;
+  std::set<int64_t> different;
+  for (const auto& ids : tokens.sequences) different.insert(ids.begin(), ids.end());
+  if (different.size() < kFewDifferentTokens) {
+    warn(fmt::format(
+        "calibration: the samples have only {} different tokens, which tell little of the inputs that the "
+        "model will see",
+        different.size()));
+  }
   if (const std::string few = few_tokens(plan_, facts.tokens); !few.empty()) warn(few);
   for (const std::string& warning : tokens.warnings) warn(warning);
 }
@@ -372,6 +404,7 @@ void Run::evaluate() {
 
 void Run::publish() {
   watch_budget();
+  require_same_sources();
   report_.finished_at = utc_now();
   write_report(RunStatus::kDone);
   const std::filesystem::path staging = work_->staging();

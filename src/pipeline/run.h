@@ -45,6 +45,14 @@ struct BlockKey {
   std::map<std::string, std::string> tensors;
 };
 
+/// What tells that a file has not been written to.
+struct FileState {
+  uintmax_t bytes = 0;
+  std::filesystem::file_time_type written;
+
+  bool operator==(const FileState&) const = default;
+};
+
 /// A pass, and the entry of the job's list that it comes from.
 struct ChainedPass {
   size_t entry;
@@ -99,6 +107,7 @@ class Run {
   void check_cancelled() const;
   void warn(const std::string& text);
   void watch_budget();
+  void require_same_sources() const;
   void count_compressed(const model::Model& written);
   void step(const std::string& phase, int64_t done, int64_t total, const std::string& detail = "");
 
@@ -185,6 +194,7 @@ class Run {
   std::string gradient_key_;
   int64_t peak_before_ = 0;  ///< resident memory of the process when the run began
   bool over_budget_ = false;
+  std::map<std::string, FileState> sources_;  ///< what the run reads of the model, as it was at the beginning
   OutputRecord record_;
   std::map<std::string, model::QuantizationConfig::Group> groups_;
   std::vector<model::BlockWidths> widths_;  ///< of the finished blocks

@@ -2,8 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <regex>
-
+#include "io/name_pattern.h"
 #include "lcomp/core/error.h"
 #include "pipeline/json_document.h"
 
@@ -47,15 +46,14 @@ bool is_regex(std::string_view pattern) {
 /// A pattern ready to be matched many times.
 class Matcher {
  public:
-  /// Throws `std::regex_error`.
+  /// Throws InvalidArgument.
   explicit Matcher(std::string_view pattern) : glob_(pattern) {
     if (is_regex(pattern)) regex_.emplace(std::string(pattern.substr(kRegexPrefix.size())));
   }
 
   bool operator()(std::string_view name) const {
     for (const std::string_view part : suffixes(name)) {
-      const bool hit =
-          regex_ ? std::regex_match(part.begin(), part.end(), *regex_) : glob_distance(glob_, part) == 0;
+      const bool hit = regex_ ? regex_->matches(part) : glob_distance(glob_, part) == 0;
       if (hit) return true;
     }
     return false;
@@ -63,7 +61,7 @@ class Matcher {
 
  private:
   std::string glob_;
-  std::optional<std::regex> regex_;
+  std::optional<io::NamePattern> regex_;
 };
 
 /// "; the nearest name is "..."" when the glob is a typing error away from one, else an example of a name.
@@ -91,7 +89,7 @@ class PatternList {
     for (size_t i = 0; i < patterns.size(); ++i) {
       try {
         entries_.push_back({patterns[i], child(pointer, i), Matcher(patterns[i])});
-      } catch (const std::regex_error& error) {
+      } catch (const InvalidArgument& error) {
         problems.push_back(
             {child(pointer, i), fmt::format("must be a regular expression after \"re:\"; got \"{}\" ({})",
                                             patterns[i], error.what())});
@@ -165,7 +163,7 @@ OperatorSettings resolve_pass(const PassSpec& pass, const std::string& pointer,
 bool matches(std::string_view pattern, const std::string& operator_name) {
   try {
     return Matcher(pattern)(operator_name);
-  } catch (const std::regex_error& error) {
+  } catch (const InvalidArgument& error) {
     throw ConfigError("matches",
                       fmt::format("the pattern must be a regular expression after \"re:\"; got \"{}\" ({})",
                                   pattern, error.what()));

@@ -2,9 +2,11 @@
 #include <fmt/format.h>
 
 #include <catch2/catch.hpp>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "support/process.h"
+#include "support/test_data.h"
 
 using lcomp::test::ProcessResult;
 using lcomp::test::run_lcomp;
@@ -110,4 +112,45 @@ TEST_CASE("schema prints the same document with and without --json", "[cli]") {
   const json plain = json::parse(run_lcomp({"schema"}).out);
   CHECK(plain == json::parse(run_lcomp({"schema", "--json"}).out));
   CHECK(plain.at("$schema") == "http://json-schema.org/draft-07/schema#");
+}
+
+TEST_CASE("an encoder is not measured without the dense model", "[cli][usage]") {
+  const auto encoder = lcomp::test::shared_data("models/minilm-l6");
+  if (!encoder) {
+    WARN("skipped: the encoder is not in LCOMP_TEST_DATA");
+    return;
+  }
+  const lcomp::test::TempDir dir;
+  std::ofstream(dir / "text.txt") << "One sentence.\nAnother one.\n";
+  const ProcessResult result = run_lcomp({"eval", encoder->string(), "--text", (dir / "text.txt").string()});
+  CHECK(result.exit_code == 2);
+  CHECK_THAT(result.err,
+             Catch::Contains("[--reference] an encoder is measured by its embeddings beside those of the "
+                             "dense model, which must be named; it is not"));
+}
+
+TEST_CASE("what a model says reaches no terminal as it is", "[cli][usage]") {
+  const lcomp::test::TempDir dir;
+  std::ofstream(dir / "config.json")
+      << R"({"model_type": "\u001b[31mred\nlcomp: error: forged\u202e\u009b"})";
+  const ProcessResult result = run_lcomp({"inspect", dir.path().string()});
+  CHECK(result.exit_code == 3);
+  CHECK_THAT(result.err, Catch::Contains("\\u001b[31mred\\u000alcomp: error: forged\\u202e\\u009b"));
+  CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
+  CHECK(result.err.find('\x1b') == std::string::npos);
+}
+
+TEST_CASE("a path with a NUL, and an expression that backtracks without end, are refused by their place",
+          "[cli][usage]") {
+  const lcomp::test::TempDir dir;
+  std::ofstream(dir / "nul.json") << R"({"model": "a\u0000b", "output": "o", "passes": [{"method": "rtn"}]})";
+  CHECK_THAT(run_lcomp({"plan", (dir / "nul.json").string()}).err,
+             Catch::Contains("/model] must not hold the character U+0000"));
+  const std::string model = (lcomp::test::source_dir() / "examples/model").string();
+  std::ofstream(dir / "re.json") << fmt::format(
+      R"({{"model": "{}", "output": "o", "passes": [{{"method": "rtn", "group_size": 64, "targets": "re:((.*.*.*.*)*[!?])+"}}]}})",
+      model);
+  const ProcessResult result = run_lcomp({"plan", (dir / "re.json").string()});
+  CHECK(result.exit_code != 0);
+  CHECK_THAT(result.err, Catch::Contains("must match without backtracking so far"));
 }

@@ -8,6 +8,7 @@
 #include "lcomp/linalg/gemm.h"
 #include "pipeline/edit_model.h"
 #include "pipeline/job_runs.h"
+#include "support/error_text.h"
 
 namespace fs = std::filesystem;
 using namespace lcomp;
@@ -378,4 +379,34 @@ TEST_CASE("a model with NaN in its embedding is refused", "[pipeline][bad]") {
   const Failure failure = failure_of(damaged.job);
   CHECK(failure.kind == ErrorKind::kCorruptFile);
   CHECK_THAT(failure.text, Catch::Matchers::Contains("'model.embed_tokens.weight' must hold finite values"));
+}
+
+TEST_CASE("samples that a block in front of the pass makes infinite are told by block and sample",
+          "[pipeline][bad-input]") {
+  const test::TempDir dir;
+  const fs::path model = test::copy_of_model(dir);
+  test::edit_tensors(model, [](io::NamedTensors& tensors) {
+    for (auto& [name, tensor] : tensors) {
+      if (name == "model.layers.1.mlp.down_proj.weight") tensor.fill_(3e38);
+    }
+  });
+  Json job = test::job_with(dir / "out", Json::array({test::pass("gptq", {{"targets", {"layers.3.*"}}})}));
+  job["model"] = model.string();
+  REQUIRE_THAT(
+      test::error_text([&] { test::run(job); }),
+      Catch::StartsWith("[model.layers.1") &&
+          Catch::Contains("the block's outputs must be finite; those for calibration sample 0 are not"));
+  REQUIRE_FALSE(fs::exists(dir / "out"));
+}
+
+TEST_CASE("a text of few different tokens is warned of", "[pipeline][bad-input]") {
+  const test::TempDir dir;
+  test::write_text(dir / "text.txt", std::string(40'000, 'a'));
+  Json job = test::gptq_job(dir / "out");
+  job["calibration"]["text"] = (dir / "text.txt").string();
+  const auto report = test::run(job);
+  REQUIRE(std::any_of(report.warnings.begin(), report.warnings.end(), [](const std::string& warning) {
+    return Catch::Contains("different tokens, which tell little of the inputs that the model will see")
+        .match(warning);
+  }));
 }

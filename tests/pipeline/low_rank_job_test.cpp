@@ -687,8 +687,9 @@ TEST_CASE("factors: settings and orders that cannot work are refused", "[pipelin
   CHECK_THAT(refusal(Json::array({factor("tucker_heads", {{"targets", {"q_proj", "mlp.*"}}})})),
              Catch::Contains("targets must be operators of the attention (q, k, v, o); "
                              "'model.layers.0.mlp.gate_proj' is none"));
-  CHECK_THAT(refusal(Json::array({factor("svd", {{"share", "auto"}})})),
-             Catch::Contains("share must be none"));
+  CHECK_THAT(
+      refusal(Json::array({factor("svd", {{"share", "auto"}})})),
+      Catch::Contains("share must be none, because operators differ in what inputs count for; it is auto"));
   CHECK_THAT(refusal(Json::array({factor("lqer", {{"group_size", 64}, {"rank", 100000}})})),
              Catch::Contains("rank must be at most that of the matrix"));
   CHECK_THAT(refusal(Json::array({test::pass("smoothquant", {{"alpha", 0.5}}), factor("tucker_layers")})),

@@ -362,6 +362,32 @@ TEST_CASE(
   REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
 }
 
+TEST_CASE(
+    "a model that changes while a run reads it is not published, and the next run does again what it must",
+    "[pipeline][resume]") {
+  const test::TempDir dir;
+  const fs::path model = test::copy_of_model(dir);
+  Json job = test::job_with(dir / "out", Json::array({test::pass("rtn")}));
+  job["model"] = model.string();
+  test::Watcher watcher;
+  bool changed = false;
+  watcher.at_sign = [&](int) {
+    if (changed || watcher.steps.empty() || watcher.steps.back().phase != "assemble") return;
+    changed = true;
+    add_to_weight(model, "model.layers.1.mlp.up_proj.weight", 1);
+  };
+  REQUIRE_THROWS_WITH(
+      test::run(job, watcher),
+      Catch::Contains("model.safetensors] the model must stay as it is while a run reads it; the file has "
+                      "changed since the run began"));
+  REQUIRE_FALSE(fs::exists(dir / "out"));
+  const auto report = test::run(job);
+  REQUIRE(resumed_blocks(report) == 1);
+  job["output"] = (dir / "fresh").string();
+  test::run(job);
+  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+}
+
 TEST_CASE("work of another version of lcomp is not continued, and the run says so", "[pipeline][resume]") {
   const test::TempDir dir;
   const auto whole = run_through(dir / "whole");

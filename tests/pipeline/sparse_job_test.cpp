@@ -372,7 +372,8 @@ TEST_CASE("settings of sparsity that cannot act are refused", "[pipeline][sparse
   };
   CHECK_THAT(error({{"pattern", "2:4"}, {"sparsity", 0.7}}),
              Catch::Contains("sparsity must be left out with pattern 2:4, which removes 0.5; it is 0.7"));
-  CHECK_THAT(error({{"sparsity", 1}}), Catch::Contains("sparsity must be below 1"));
+  CHECK_THAT(error({{"sparsity", 1}}),
+             Catch::Contains("sparsity must be below 1, at which no weight is left; it is 1"));
   CHECK_THAT(error({{"min_sparsity", 0.2}}),
              Catch::Contains("min_sparsity and max_sparsity must be 0 and 1 for allocation uniform"));
   CHECK_THAT(error({{"owl_spread", 0.1}, {"allocation", "budget"}}),

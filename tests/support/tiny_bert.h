@@ -20,7 +20,8 @@ struct TinyBert {
   std::map<std::string, at::Tensor> tensors;
 
   /// `prefix`: "" for a bare encoder, "bert." under a task.
-  explicit TinyBert(const std::string& prefix = "", uint64_t seed = 1) {
+  explicit TinyBert(const std::string& prefix = "", uint64_t seed = 1, int64_t hidden = 16) {
+    config["hidden_size"] = hidden;
     Rng rng(seed, "tiny bert");
     const auto add = [&](const std::string& name, at::IntArrayRef shape, double center) {
       at::Tensor tensor = at::empty(shape, at::kFloat);
@@ -32,17 +33,18 @@ struct TinyBert {
       add(name + ".weight", shape, center);
       add(name + ".bias", shape.slice(0, 1), 0);
     };
-    add("embeddings.word_embeddings.weight", {40, 16}, 0);
-    add("embeddings.position_embeddings.weight", {64, 16}, 0);
-    add("embeddings.token_type_embeddings.weight", {2, 16}, 0);
-    add_pair("embeddings.LayerNorm", {16}, 1);
+    add("embeddings.word_embeddings.weight", {40, hidden}, 0);
+    add("embeddings.position_embeddings.weight", {64, hidden}, 0);
+    add("embeddings.token_type_embeddings.weight", {2, hidden}, 0);
+    add_pair("embeddings.LayerNorm", {hidden}, 1);
     for (const std::string block : {"encoder.layer.0.", "encoder.layer.1."}) {
-      for (const char* op : {"query", "key", "value"}) add_pair(block + "attention.self." + op, {16, 16}, 0);
-      add_pair(block + "attention.output.dense", {16, 16}, 0);
-      add_pair(block + "attention.output.LayerNorm", {16}, 1);
-      add_pair(block + "intermediate.dense", {32, 16}, 0);
-      add_pair(block + "output.dense", {16, 32}, 0);
-      add_pair(block + "output.LayerNorm", {16}, 1);
+      for (const char* op : {"query", "key", "value"})
+        add_pair(block + "attention.self." + op, {hidden, hidden}, 0);
+      add_pair(block + "attention.output.dense", {hidden, hidden}, 0);
+      add_pair(block + "attention.output.LayerNorm", {hidden}, 1);
+      add_pair(block + "intermediate.dense", {32, hidden}, 0);
+      add_pair(block + "output.dense", {hidden, 32}, 0);
+      add_pair(block + "output.LayerNorm", {hidden}, 1);
     }
   }
 

@@ -13,7 +13,9 @@ namespace lcomp::io {
 /// Names of the files in `dir` that go with a model wherever its weights go: tokenizer (tokenizer.json,
 /// tokenizer_config.json, special_tokens_map.json, added_tokens.json, vocab.json, merges.txt, vocab.txt,
 /// tokenizer.model, chat_template.jinja), generation_config.json and LICENSE*. Sorted. README.md is left out:
-/// it describes the model as it was.
+/// it describes the model as it was. Throws CorruptFile for one that is a link out of the folder and of the
+/// cache that it belongs to (../../blobs): copied with the model it would carry a stranger's choice of this
+/// user's files.
 std::vector<std::string> companion_files(const std::filesystem::path& dir);
 
 /// Copies the companion files; returns their records, named relative to `to`.

@@ -34,6 +34,25 @@ TEST_CASE("tokenizer, generation settings and licences go along; weights and mod
   REQUIRE_THROWS_AS(companion_files(dir / "none"), CorruptFile);
 }
 
+TEST_CASE("a file that goes with a model is no link to elsewhere, but to the cache of a hub",
+          "[io][hf_dir]") {
+  const test::TempDir dir;
+  const auto model = dir / "hub/models--x/snapshots/1";
+  make_directories(model);
+  make_directories(dir / "hub/models--x/blobs");
+  write_file_atomic(dir / "hub/models--x/blobs/abc", "{}");
+  write_file_atomic(model / "merges.txt", "a b");
+  std::filesystem::create_symlink("../../blobs/abc", model / "tokenizer.json");
+  std::filesystem::create_symlink("merges.txt", model / "vocab.txt");
+  REQUIRE(companion_files(model).size() == 3);
+  write_file_atomic(dir / "secret", "secret");
+  std::filesystem::create_symlink(dir / "secret", model / "LICENSE");
+  REQUIRE_THROWS_WITH(
+      companion_files(model),
+      Catch::Contains("LICENSE] a file that goes with the model must lie in its folder, or in the cache "
+                      "that the folder links to; it leads to "));
+}
+
 TEST_CASE("a config keeps unknown fields and the order of its keys", "[io][hf_dir]") {
   const std::string config =
       R"({"zeta":1e-05,"model_type":"llama","alpha":{"y":[1.5,null],"b":"é"},"big":1000000.0})";

@@ -79,3 +79,9 @@ TEST_CASE("weights that do not share their input are refused", "[linalg][gemm]")
   REQUIRE_THROWS_WITH(PackedMatrix({at::ones({2, 3}), at::ones({2, 4})}, Precision::kF32),
                       Catch::Contains("all weights must be matrices [out, 3]; received one with 4 columns"));
 }
+
+TEST_CASE("a scratch buffer that cannot be had is an error of resources", "[linalg][gemm]") {
+  Scratch scratch;
+  REQUIRE_THROWS_WITH(scratch.floats(0, int64_t{1} << 58),
+                      Catch::Contains("bytes must be available; allocation failed"));
+}

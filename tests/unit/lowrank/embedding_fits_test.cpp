@@ -134,7 +134,12 @@ TEST_CASE("word2ketXS: what does not fit is refused", "[lowrank][ket]") {
              Catch::Contains("t and q must be at least 4 and 3 at order 3; they are 3 and 0"));
   CHECK_THAT(error_text([&] { fit_word2ketxs(table, {}, at::ones({49})); }),
              Catch::Contains("there must be 50 row weights; there are 49"));
-  CHECK_THAT(error_text([&] { fit_word2ketxs(table, {}, at::zeros({50})); }), Catch::Contains("not all 0"));
+  CHECK_THAT(error_text([&] { fit_word2ketxs(table, {}, at::zeros({50})); }),
+             Catch::Contains("row weights must be finite, not negative and not all 0"));
+  CHECK_THAT(error_text([&] {
+               fit_morphte(table * NAN, at::zeros({50, 2}, at::kInt), 3, {.rank = 2});
+             }),
+             Catch::Contains("all elements of the table must be finite; some are not"));
   CHECK_THAT(error_text([&] { fit_word2ketxs(table, {}, -at::ones({50})); }),
              Catch::Contains("not negative"));
 }

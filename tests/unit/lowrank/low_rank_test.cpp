@@ -281,6 +281,16 @@ TEST_CASE("rows of the identity among others", "[lowrank]") {
         }) == "[IdentityRowsWeight] the rest must not round its input; it does");
 }
 
+TEST_CASE("low rank: metrics and weights of rows that mean nothing are refused", "[lowrank]") {
+  const at::Tensor w = normal_matrix(4, 3, "w");
+  CHECK(error_text([&] {
+          InputMetric::moment(at::full({3, 3}, NAN, at::kDouble));
+        }) == "[InputMetric] the moment must be finite; it is not");
+  CHECK(error_text([&] {
+          low_rank(w, InputMetric::plain(3), 2, Solver::kExact, at::zeros({4}, at::kDouble));
+        }) == "[low_rank] the weights of the rows must be positive; some are not");
+}
+
 TEST_CASE("low rank: the same at any number of threads; bad arguments are refused", "[lowrank][threads]") {
   ThreadPool one(1), two(2);
   for (const auto& [w, h] : cases()) {

@@ -240,7 +240,7 @@ TEST_CASE("trains: what does not fit is refused", "[lowrank][train]") {
   CHECK_THAT(error_text([&] {
                tt_sum(random_train({3}, {1, 1}), random_train({4}, {1, 1}));
              }),
-             Catch::Contains("the same shape"));
+             Catch::Contains("both trains must have the same shape; they have not"));
   CHECK_THAT(error_text([&] {
                tt_matrix(normal_matrix(6, 6, "w"), {2, 2}, {2, 3}, {});
              }),
@@ -249,7 +249,9 @@ TEST_CASE("trains: what does not fit is refused", "[lowrank][train]") {
                tt_matrix(t, {2, 2}, {2, 3}, {});
              }),
              Catch::Contains("a floating-point matrix"));
-  CHECK_THAT(error_text([&] { train_cost({2}, {2}, {1}); }), Catch::Contains("one more rank"));
+  CHECK_THAT(
+      error_text([&] { train_cost({2}, {2}, {1}); }),
+      Catch::Contains("for 1 rows there must be as many columns and one more rank; there are 1 and 1"));
   CHECK_THAT(error_text([&] { balanced_shape(0, 2); }),
              Catch::Contains("n and d must be at least 1; they are 0 and 2"));
 }

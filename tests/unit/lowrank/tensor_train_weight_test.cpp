@@ -175,6 +175,7 @@ TEST_CASE("tensor trains: wrong arguments are refused", "[lowrank][weight]") {
   const TensorTrainWeight weight(matrix, at::kFloat);
   CHECK_THAT(error_text([&] { weight.rows(at::tensor({12}, at::kLong)); }),
              Catch::Contains("ids must lie in [0, 12); one is 12"));
-  CHECK_THAT(error_text([&] { weight.rows(at::tensor({1}, at::kInt)); }), Catch::Contains("int64 vector"));
+  CHECK_THAT(error_text([&] { weight.rows(at::tensor({1}, at::kInt)); }),
+             Catch::Contains("ids must be an int64 vector; they are "));
   CHECK(weight.rows(at::empty({0}, at::kLong)).sizes() == at::IntArrayRef({0, 6}));
 }

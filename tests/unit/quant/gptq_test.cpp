@@ -193,6 +193,20 @@ TEST_CASE("a result that loses more than round to nearest is replaced by it", "[
   REQUIRE(found);
 }
 
+TEST_CASE("a loss that overflows, and a mask on a grid without 0, are refused", "[quant][gptq]") {
+  const at::Tensor weight = normal_matrix(4, 16, "weight");
+  GptqOptions options;
+  options.fallback_to_rtn = false;
+  CHECK(error_text([&] {
+          gptq(weight * 1e200, at::eye(16, at::kDouble), {.bits = 4, .group_size = 16}, options);
+        }) == "[gptq] the loss must be finite; the compensation overflowed");
+  const QuantScheme raw{
+      .bits = 4, .symmetric = false, .group_size = 16, .asymmetric_convention = AsymmetricConvention::kRaw};
+  CHECK(error_text([&] {
+          gptq(weight, at::eye(16, at::kDouble), raw, {}, nullptr, at::ones({4, 16}, at::kBool));
+        }) == "[gptq] a pruned matrix needs a grid with 0 among its points: asymmetric_convention extended");
+}
+
 TEST_CASE("strict mode refuses more damping than was asked for", "[quant][gptq]") {
   at::Tensor h = at::eye(16, at::kDouble);
   h[0][1] = h[1][0] = 1.05;

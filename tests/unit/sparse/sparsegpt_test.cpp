@@ -156,8 +156,30 @@ TEST_CASE("data that break the mathematics end in Wanda's mask", "[sparse][spars
           }).starts_with("[sparsegpt] the damped second moment must have a Cholesky factor; tried "));
 }
 
+TEST_CASE("strict mode refuses a result that loses more than Wanda's", "[sparse][sparsegpt]") {
+  bool found = false;
+  for (int seed = 0; seed < 400 && !found; ++seed) {
+    const std::string name = std::to_string(seed);
+    const at::Tensor w = normal_matrix(1, 4, "weight" + name);
+    const at::Tensor x = normal_matrix(4, 5, "inputs" + name).to(at::kDouble);
+    const at::Tensor h = x.mm(x.t());
+    const auto result = sparsegpt(w, h, kTwoOfFour);
+    if (!result.fell_back) continue;
+    found = true;
+    REQUIRE(result.rung == lcomp::linalg::Rung::kPlain);
+    REQUIRE(error_text([&] {
+              sparsegpt(w, h, kTwoOfFour, {.strict = true});
+            }).starts_with("[sparsegpt] strict mode must not lose more than Wanda; "));
+  }
+  REQUIRE(found);
+}
+
 TEST_CASE("what does not fit is refused", "[sparse][sparsegpt]") {
   const at::Tensor w = normal_matrix(6, 8, "weight"), h = at::eye(8, at::kDouble);
+  CHECK(error_text([&] {
+          const lcomp::quant::QuantScheme nested{.bits = 4, .group_size = 8, .double_quant = true};
+          check_sparse_grid(kTwoOfFour, {}, &nested);
+        }) == "[sparsegpt] double_quant must be off");
   const auto text = [&](const Sparsity& sparsity, const SparseGptOptions& options = {},
                         const lcomp::quant::QuantScheme* scheme = nullptr) {
     return error_text([&] { sparsegpt(w, h, sparsity, options, scheme); });

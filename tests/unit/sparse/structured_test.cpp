@@ -119,6 +119,9 @@ TEST_CASE("a search keeps its budget, its least and its step", "[sparse][structu
   CHECK(test::error_text([&] { search_uniform_units(two, as_measured({}, 1, 2), 1, 3.5, {1}); }) ==
         "[search_units] the budget must cover what every block keeps, 4; it is 3.5");
   CHECK(test::error_text([&] {
+          search_uniform_units({{{1}, {1, 1}}, {{1, 1}, {1, 1}}}, as_measured({}, 2, 2), 1, 9, {1});
+        }) == "[search_units] for equal numbers all blocks must have equal numbers of units");
+  CHECK(test::error_text([&] {
           search_units({{{1}}, {}}, {}, 3);
         }) ==
         "[search_units] scores must be of the same blocks, at least one, and costs above 0; there are scores "
