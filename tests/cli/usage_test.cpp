@@ -1,7 +1,9 @@
 // What every command has in common: help, errors, exit codes, and what goes to which stream.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -131,6 +133,8 @@ TEST_CASE("an encoder is not measured without the dense model", "[cli][usage]") 
 
 TEST_CASE("what a model says reaches no terminal as it is", "[cli][usage]") {
   const lcomp::test::TempDir dir;
+  std::filesystem::copy(lcomp::test::source_dir() / "examples/model", dir.path(),
+                        std::filesystem::copy_options::recursive);
   std::ofstream(dir / "config.json")
       << R"({"model_type": "\u001b[31mred\nlcomp: error: forged\u202e\u009b"})";
   const ProcessResult result = run_lcomp({"inspect", dir.path().string()});
