@@ -378,8 +378,8 @@ TEST_CASE(
   };
   REQUIRE_THROWS_WITH(
       test::run(job, watcher),
-      Catch::Contains("model.safetensors] the model must stay as it is while a run reads it; the file has "
-                      "changed since the run began"));
+      Catch::Contains(
+          "the model must stay as it is while a run reads it; the file has changed since the run began"));
   REQUIRE_FALSE(fs::exists(dir / "out"));
   const auto report = test::run(job);
   REQUIRE(resumed_blocks(report) == 1);
