@@ -15,7 +15,7 @@ constexpr double kProgramBytes = 184e6;
 constexpr double kEntryBytes = 400;
 /// Freed buffers that stay with the process between others in use: so many times the largest operator's
 /// weights, where these are small (larger buffers go back), up to a bound. Measured in the block loop, and
-/// in the gradient sweep, whose buffers are of activations too.
+/// in the gradient sweep, whose buffers are of activations too: so much from 512 tokens on.
 constexpr double kKeptPerWeight = 200, kMostKept = 14e6;
 constexpr double kKeptBySweep = 24e6;
 /// What another thread keeps of the buffers of products and solvers, measured.
@@ -181,8 +181,9 @@ MemoryPlan estimate_memory(const Job& job, const MethodTable& methods, const mod
   if (plan.needs_gradients) {
     calib::GradientOptions options;
     options.head_tokens = std::min(options.head_tokens, job.calibration.samples * job.calibration.length);
+    const double share = std::clamp(static_cast<double>(job.calibration.length) / 512.0, 1.0 / 3.0, 1.0);
     m.gradients = calib::GradientSweep::working_bytes(a, job.calibration.length, plan.threads, options) +
-                  to_bytes(std::min(kKeptPerWeight * s.largest_operator, kKeptBySweep));
+                  to_bytes(std::min(kKeptPerWeight * s.largest_operator, kKeptBySweep * share));
     // Weights in float32 are read as they lie.
     if (model.dtype() != at::kFloat) m.gradients += to_bytes(s.block_parameters * stored);
     m.gradients += to_bytes(std::max(0.0, plan.gradient_matrices - 1) * s.block_parameters * 4.0);
