@@ -1,12 +1,9 @@
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include "io/name_pattern.h"
 
 #include <fmt/format.h>
-#include <pcre2.h>
-
-#include <array>
 
 #include "io/json_util.h"
+#include "io/pcre2_code.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp::io {
@@ -17,10 +14,6 @@ constexpr uint32_t kMatchLimit = 100'000;
 constexpr uint32_t kHeapKilobytes = 10'000;
 constexpr size_t kLongestExpression = 10'000;
 
-PCRE2_SPTR units_of(std::string_view text) {
-  return reinterpret_cast<PCRE2_SPTR>(text.data());
-}
-
 }  // namespace
 
 NamePattern::NamePattern(const std::string& expression) : expression_(expression) {
@@ -30,15 +23,13 @@ NamePattern::NamePattern(const std::string& expression) : expression_(expression
   }
   int error = 0;
   PCRE2_SIZE offset = 0;
-  pcre2_code* code = pcre2_compile(units_of(expression), expression.size(),
+  pcre2_code* code = pcre2_compile(pcre2_bytes(expression), expression.size(),
                                    PCRE2_ANCHORED | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
   if (code == nullptr) {
-    std::array<PCRE2_UCHAR, 256> reason{};
-    pcre2_get_error_message(error, reason.data(), reason.size());
     throw InvalidArgument("NamePattern", fmt::format("the expression must compile; at byte {}: {}", offset,
-                                                     reinterpret_cast<const char*>(reason.data())));
+                                                     pcre2_message(error)));
   }
-  code_ = {code, [](const void* p) { pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(p))); }};
+  code_ = pcre2_owned(code);
 }
 
 bool NamePattern::matches(std::string_view name) const {
@@ -50,14 +41,14 @@ bool NamePattern::matches_start_of(std::string_view name) const {
 }
 
 bool NamePattern::run(std::string_view name, unsigned options) const {
-  const auto* code = static_cast<const pcre2_code*>(code_.get());
   const std::unique_ptr<pcre2_match_context, decltype(&pcre2_match_context_free)> limits(
       pcre2_match_context_create(nullptr), &pcre2_match_context_free);
   const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data(
       pcre2_match_data_create(1, nullptr), &pcre2_match_data_free);
   pcre2_set_match_limit(limits.get(), kMatchLimit);
   pcre2_set_heap_limit(limits.get(), kHeapKilobytes);
-  const int result = pcre2_match(code, units_of(name), name.size(), 0, options, data.get(), limits.get());
+  const int result =
+      pcre2_match(pcre2_code_of(code_), pcre2_bytes(name), name.size(), 0, options, data.get(), limits.get());
   if (result >= 0) return true;
   if (result == PCRE2_ERROR_NOMATCH) return false;
   throw Unsupported("NamePattern",

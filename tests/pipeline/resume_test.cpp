@@ -289,6 +289,13 @@ void add_to_weight(const fs::path& model, const std::string& name, double much) 
   io::write_safetensors(model / "model.safetensors", tensors);
 }
 
+/// What stands in dir/out is what the job makes of the model as it is now.
+void require_as_fresh(Json job, const test::TempDir& dir) {
+  job["output"] = (dir / "fresh").string();
+  test::run(job);
+  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+}
+
 }  // namespace
 
 TEST_CASE("a changed weight of a block has that block and those behind it done again, and the run says so",
@@ -310,9 +317,7 @@ TEST_CASE("a changed weight of a block has that block and those behind it done a
           "block 3 and what is behind it is done again: it was committed for other inputs");
   REQUIRE(watcher.notes.back() == "continuing after 2 finished blocks of 4");
   REQUIRE(resumed_blocks(report) == 2);
-  job["output"] = (dir / "fresh").string();
-  test::run(job);
-  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+  require_as_fresh(job, dir);
 }
 
 TEST_CASE(
@@ -357,9 +362,7 @@ TEST_CASE(
   REQUIRE((watcher.notes.at(1) ==
            "nothing is saved behind the blocks before it: surveying from the first block") == reads_samples);
   REQUIRE(resumed_blocks(report) == (much < 1 && survives_small ? 2 : 0));
-  job["output"] = (dir / "fresh").string();
-  test::run(job);
-  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+  require_as_fresh(job, dir);
 }
 
 TEST_CASE(
@@ -383,9 +386,7 @@ TEST_CASE(
   REQUIRE_FALSE(fs::exists(dir / "out"));
   const auto report = test::run(job);
   REQUIRE(resumed_blocks(report) == 1);
-  job["output"] = (dir / "fresh").string();
-  test::run(job);
-  REQUIRE(test::weights_hash(dir / "out") == test::weights_hash(dir / "fresh"));
+  require_as_fresh(job, dir);
 }
 
 TEST_CASE("work of another version of lcomp is not continued, and the run says so", "[pipeline][resume]") {

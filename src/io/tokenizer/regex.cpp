@@ -1,31 +1,13 @@
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include "io/tokenizer/regex.h"
 
-#include <pcre2.h>
-
-#include <array>
-
 #include "io/json_util.h"
+#include "io/pcre2_code.h"
 #include "io/tokenizer/regex_dialect.h"
 #include "io/tokenizer/unicode.h"
 #include "lcomp/core/error.h"
 
 namespace lcomp::io::tok {
 namespace {
-
-std::string message_of(int pcre2_error) {
-  std::array<PCRE2_UCHAR, 256> buffer{};
-  pcre2_get_error_message(pcre2_error, buffer.data(), buffer.size());
-  return reinterpret_cast<const char*>(buffer.data());
-}
-
-PCRE2_SPTR bytes_of(std::string_view text) {
-  return reinterpret_cast<PCRE2_SPTR>(text.data());
-}
-
-const pcre2_code* code_of(const std::shared_ptr<const void>& code) {
-  return static_cast<const pcre2_code*>(code.get());
-}
 
 std::shared_ptr<const void> compile(std::string_view pattern, const std::string& where) {
   const std::string translated = to_pcre2_dialect(pattern, where);
@@ -35,16 +17,16 @@ std::shared_ptr<const void> compile(std::string_view pattern, const std::string&
 
   int error = 0;
   PCRE2_SIZE offset = 0;
-  pcre2_code* code = pcre2_compile(bytes_of(translated), translated.size(),
+  pcre2_code* code = pcre2_compile(pcre2_bytes(translated), translated.size(),
                                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error,
                                    &offset, context.get());
   if (code == nullptr) {
     throw CorruptFile(where, "the regular expression must compile; " + quote_name(pattern) +
-                                 " fails: " + message_of(error));
+                                 " fails: " + pcre2_message(error));
   }
   // Where the machine has no just-in-time compiler, matching falls back to the interpreter by itself.
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
-  return {code, [](const void* p) { pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(p))); }};
+  return pcre2_owned(code);
 }
 
 }  // namespace
@@ -55,7 +37,7 @@ Regex::Regex(std::string_view oniguruma_pattern, const std::string& where)
 Regex::Search::Search(const Regex& regex, std::string_view text)
     : regex_(regex),
       text_(text),
-      match_data_(pcre2_match_data_create_from_pattern(code_of(regex.code_), nullptr)) {}
+      match_data_(pcre2_match_data_create_from_pattern(pcre2_code_of(regex.code_), nullptr)) {}
 
 Regex::Search::~Search() {
   pcre2_match_data_free(static_cast<pcre2_match_data*>(match_data_));
@@ -65,7 +47,7 @@ std::optional<Range> Regex::Search::match_from(size_t position) {
   auto* match_data = static_cast<pcre2_match_data*>(match_data_);
   const auto match = [&](uint32_t options) {
     // Without NO_UTF_CHECK each call would validate the whole text again.
-    return pcre2_match(code_of(regex_.code_), bytes_of(text_), text_.size(), position,
+    return pcre2_match(pcre2_code_of(regex_.code_), pcre2_bytes(text_), text_.size(), position,
                        PCRE2_NO_UTF_CHECK | options, match_data, nullptr);
   };
   int count = match(0);
@@ -75,7 +57,7 @@ std::optional<Range> Regex::Search::match_from(size_t position) {
   if (count < 0) {
     throw Unsupported(regex_.where_, "the regular expression must match within PCRE2's limits; " +
                                          quote_name(regex_.pattern_) + " fails at byte " +
-                                         std::to_string(position) + ": " + message_of(count));
+                                         std::to_string(position) + ": " + pcre2_message(count));
   }
   const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match_data);
   return Range{ends[0], ends[1]};

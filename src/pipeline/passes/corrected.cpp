@@ -311,7 +311,7 @@ MethodInfo lqer_method() {
   info.cost = [](const PassOptions& options) {
     const MethodCost own{
         .flops_per_weight = 100'000, .cubic = 75, .result_bytes = 7.5, .moment_bytes = 1, .weight_bytes = 63};
-    return options.part<SolverOptions>().solver == Solver::kGptq ? larger_of(own, kGptqCost) : own;
+    return cost_with_gptq(own, options.part<SolverOptions>().solver == Solver::kGptq);
   };
   info.effect = [](const PassOptions& options) {
     Effect effect = scheme_effect(options);

@@ -57,8 +57,14 @@ void settle_as_gptq(PassOptions& options, const std::function<bool(std::string_v
               given, is_last);
 }
 
+/// What GPTQ takes.
 inline constexpr MethodCost kGptqCost{
     .flops_per_weight = 40'000, .cubic = 3, .result_bytes = 3.5, .moment_bytes = 3, .weight_bytes = 30};
+
+/// What a method takes that takes `own` itself and may round by GPTQ.
+inline MethodCost cost_with_gptq(const MethodCost& own, bool rounds_by_gptq) {
+  return rounds_by_gptq ? larger_of(own, kGptqCost) : own;
+}
 
 /// The settings of GPTQ, of a method whose solver is another.
 std::vector<IdleSetting> idle_without_gptq();

@@ -116,7 +116,7 @@ MethodInfo int8_method() {
   info.cost = [](const PassOptions& options) {
     const MethodCost own{
         .flops_per_weight = 5'000, .cubic = 0, .result_bytes = 3.4, .moment_bytes = 0, .weight_bytes = 6};
-    return options.part<SolverOptions>().solver == Solver::kGptq ? larger_of(own, kGptqCost) : own;
+    return cost_with_gptq(own, options.part<SolverOptions>().solver == Solver::kGptq);
   };
   info.plan_weight = [](const PassOptions& options, const PlannedOperator& op) {
     const bool gptq = options.part<SolverOptions>().solver == Solver::kGptq;

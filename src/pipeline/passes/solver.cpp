@@ -76,8 +76,7 @@ PlannedWeight plan_solved(const PassOptions& options, const char* method, const 
 }
 
 MethodCost cost_with_solver(const MethodCost& own, const PassOptions& options) {
-  return options.part<TransformSolverOptions>().solver == TransformSolver::kGptq ? larger_of(own, kGptqCost)
-                                                                                 : own;
+  return cost_with_gptq(own, options.part<TransformSolverOptions>().solver == TransformSolver::kGptq);
 }
 
 std::unique_ptr<Pass> solver_pass(const std::string& method, const PassOptions& options) {

@@ -23,6 +23,16 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
          std::memcmp(a.data_ptr(), b.data_ptr(), a.nbytes()) == 0;
 }
 
+/// Resident pages of mapped files, in bytes (RssFile of /proc/self/status).
+uint64_t resident_file_bytes() {
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  while (std::getline(status, line)) {
+    if (line.starts_with("RssFile:")) return std::stoull(line.substr(8)) * 1024;
+  }
+  return 0;
+}
+
 }  // namespace
 
 TEST_CASE("a hand-made safetensors file reads as the format's text says", "[io][safetensors]") {
@@ -85,6 +95,8 @@ TEST_CASE("every safetensors fixture of the reference opens and every tensor rea
       } else {
         REQUIRE_THROWS_AS(file.read(info.name), Unsupported);
       }
+      std::vector<std::byte> bytes(info.bytes());
+      REQUIRE_NOTHROW(file.read_bytes(info.name, 0, bytes));
     }
   }
 }
@@ -182,6 +194,10 @@ TEST_CASE("a type that LibTorch does not have is refused by name and its bytes s
   REQUIRE_THROWS_WITH(file.read_as_float("a"),
                       Contains("a tensor read as float32 must be real and at least 8 bits wide; it is F4"));
   REQUIRE_THROWS_WITH(file.read_as_float("b"), Contains("it is C64"));
+  REQUIRE(file.info("a").bytes() == 1);
+  std::array<std::byte, 1> byte{};
+  file.read_bytes("a", 0, byte);
+  REQUIRE(std::to_integer<int>(byte[0]) == 0x21);
   REQUIRE(file.read("b").scalar_type() == at::kComplexFloat);
   REQUIRE_THROWS_AS(file.read("c"), CorruptFile);
   REQUIRE_THROWS_WITH(file.read("c"), Contains("f: c] a BOOL must be 0 or 1; byte 1 is 2"));
@@ -218,6 +234,20 @@ TEST_CASE("stored sizes are exact or refused", "[io][safetensors]") {
   REQUIRE_FALSE(bytes(StoredDtype::kF32, {int64_t{1} << 40, int64_t{1} << 40}));
   REQUIRE_THROWS_WITH(bytes_of(at::zeros({2, 3}).t()),
                       "[bytes_of] the tensor must be contiguous and on the CPU; it is not");
+}
+
+TEST_CASE("reading copies leaves nothing of the file resident", "[io][safetensors]") {
+  const test::TempDir dir;
+  const size_t size = size_t{32} << 20;
+  const std::string header =
+      fmt::format(R"({{"a":{{"dtype":"U8","shape":[{}],"data_offsets":[0,{}]}}}})", size, size);
+  write_file_atomic(dir / "big", test::safetensors_bytes(header, std::string(size, 'x')));
+  const SafetensorsFile file(dir / "big");
+  const uint64_t before = resident_file_bytes();
+  const at::Tensor read = file.read("a");
+  REQUIRE(resident_file_bytes() < before + size / 4);
+  REQUIRE(read.sum().item<int64_t>() == static_cast<int64_t>(size) * 'x');
+  REQUIRE(read[-1].item<int>() == 'x');
 }
 
 TEST_CASE("a file that shrinks while it is open gives an error, not a crash", "[io][safetensors]") {
